@@ -1,0 +1,40 @@
+"""Fixes the ranges of activations at the end of a stage."""
+
+import lightning as L
+import torch
+
+from bsq_lightning.module import QuantModule
+
+
+class RangeCalibration(L.Callback):
+    """After the last epoch, records each activation's largest value over N unaugmented training batches.
+
+    From then on evaluation uses these ranges, so that accuracy does not depend on how test images are batched. The
+    2021 code takes the range of every test batch instead: ``num_batches=0``.
+
+    Args:
+        num_batches: training batches to look at; 0 keeps the batch's own range.
+    """
+
+    def __init__(self, num_batches: int = 10) -> None:
+        if num_batches < 0:
+            raise ValueError(f"calibration needs a number of batches that is not negative, not {num_batches}")
+        self.num_batches = num_batches
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self.calibrate_(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def calibrate_(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Records the ranges now, in float32."""
+        assert isinstance(module, QuantModule)
+        if not self.num_batches or not module.network.act_precision:
+            return
+        training = module.training
+        module.eval()
+        module.network.set_observing(True)
+        for _, (images, _labels) in zip(range(self.num_batches), datamodule.calibration_dataloader(), strict=False):
+            module(images.to(module.device))
+        module.network.set_observing(False)
+        module.train(training)

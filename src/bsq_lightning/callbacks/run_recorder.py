@@ -1,0 +1,72 @@
+"""Keeps the run folder: one row of metrics an epoch and the newest scheme."""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+import lightning as L
+
+from bsq_lightning.files import append_line, cut_lines, write_whole
+from bsq_lightning.module import STAGES, QuantModule
+
+COLUMNS = (
+    "stage", "epoch", "step", "lr", "train/loss", "train/penalty", "train/acc", "val/loss", "val/acc", "val/top5",
+    "mean_precision", "compression_paper", "compression_signed", "compression_model", "seconds",
+)  # fmt: skip
+
+
+class RunRecorder(L.Callback):
+    """Appends to ``metrics.csv`` and rewrites ``scheme.json`` at the end of every training epoch.
+
+    Lightning's CSVLogger deletes the file of the previous fit; a run of ours has one fit for each stage, so the rows
+    carry their stage and are appended. When a run resumes, rows past its checkpoint are cut.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, QuantModule)
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            write_whole(path, ",".join(COLUMNS) + "\n")
+        here = (STAGES.index(pl_module.stage), trainer.current_epoch)
+        cut_lines(path, lambda line: line.startswith("stage,") or _position(line) < here)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, QuantModule)
+        scheme = pl_module.network.scheme()
+        if not trainer.is_global_zero:
+            return
+        row = {key: float(value) for key, value in trainer.callback_metrics.items() if key in COLUMNS}
+        row |= {
+            "stage": pl_module.stage,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "mean_precision": scheme.mean_precision,
+            "compression_paper": scheme.compression("paper"),
+            "compression_signed": scheme.compression("signed"),
+            "compression_model": scheme.compression("model"),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS, restval="", lineterminator="").writerow(row)
+        append_line(self.folder / "metrics.csv", line.getvalue())
+        if scheme.layers:
+            write_whole(self.folder / "scheme.json", scheme.to_json())
+
+
+def _position(line: str) -> tuple[int, int]:
+    stage, epoch, *_ = line.split(",")
+    return STAGES.index(stage), int(epoch)

@@ -1,0 +1,52 @@
+"""Where the configs are, how objects are made from them, and how a user's mistake is shown."""
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).parents[1]
+_CHECKOUT = _PACKAGE.parents[1] / "conf"
+#: ``conf/`` at the top of a checkout; inside the package when installed from a wheel.
+CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _CHECKOUT)
+
+
+def instantiate(config: Any, **arguments: Any) -> Any:
+    """Hydra's ``instantiate``, with the constructor's own complaint in front; an empty config (``none``) gives None.
+
+    Raises:
+        ValueError: the target cannot be found, or its constructor refuses; the message names target and cause.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as hydra_instantiate
+
+    if not config:
+        return None
+    try:
+        return hydra_instantiate(config, **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise cause from None
+        raise ValueError(f"{config.get('_target_')}: {cause}") from error
+
+
+def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
+    """Shows a user's mistake as one message and exit code 1; anything else keeps its traceback."""
+
+    @wraps(task)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return task(*args, **kwargs)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            from hydra.core.hydra_config import HydraConfig
+
+            if HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
+                raise  # Hydra reports the failing job and stops the sweep
+            logging.getLogger("bsq_lightning").error("%s", error)
+            logging.getLogger("bsq_lightning").debug("where", exc_info=True)
+            sys.exit(1)
+
+    return run

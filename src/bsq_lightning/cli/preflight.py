@@ -1,0 +1,124 @@
+"""Everything that can go wrong later is tried before the first epoch: build, load, one real step, write."""
+
+import copy
+import time
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.cli.build import (
+    build_callbacks,
+    build_datamodule,
+    build_module,
+    build_trainer,
+    check_settings,
+    planned_stages,
+)
+from bsq_lightning.cli.run_folder import RunFolder
+from bsq_lightning.cli.stages import first_network, next_network
+from bsq_lightning.data import ImageDataModule
+from bsq_lightning.module import QuantModule
+
+
+def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
+    """Builds and checks all that a run needs and prints it; returns the data. No random number is used up.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: the first thing that is wrong, with its remedy.
+    """
+    check_settings(cfg)
+    folder.check_writable()
+    stages = planned_stages(cfg)
+    build_trainer(cfg, max_epochs=1, callbacks=build_callbacks(cfg, folder.path), logger=False)
+    datamodule = build_datamodule(cfg)
+    done = load_checkpoint(folder.last) if folder.last.exists() else None
+    rows: list[tuple[str, str]] = [(key, str(value)) for key, value in datamodule.describe().items()]
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)
+        first = done["stage"] if done else stages[0]
+        network = first_network(cfg, first, datamodule, restored=done is not None)
+        if done is not None:
+            _check_fits(build_module(cfg, network, first, datamodule.num_classes), done, folder)
+        total = 0.0
+        for stage in stages[stages.index(first) :]:
+            if stage != first:
+                network = next_network(cfg, copy.deepcopy(network), stage)
+            module = build_module(cfg, network, stage, datamodule.num_classes)
+            seconds = _seconds_per_step(module, datamodule)
+            steps = len(datamodule.train_dataloader()) * cfg.stages[stage].epochs
+            total += seconds * steps
+            what = f"{cfg.stages[stage].epochs} epochs, {steps} steps, {1000 * seconds:.0f} ms each, about {_span(seconds * steps)}"
+            rows.append((f"stage {stage}", what))
+            rows.extend(_layers(module) if stage != "float" else [])
+    if cfg.reg and "bits" not in stages:
+        rows.append(("regularizer", "not used: there is no stage with bit planes"))
+    rows.append(("training in all", f"about {_span(total)} on this machine"))
+    rows.append(("run folder", f"{folder.path} (writable)"))
+    table = Table(title="preflight", show_header=False, title_justify="left")
+    for key, value in rows:
+        table.add_row(key, value)
+    # Without a terminal rich assumes 80 columns and folds the folder's name in the middle.
+    Console(width=None if Console().is_terminal else 120).print(table)
+    return datamodule
+
+
+def _check_fits(module: QuantModule, checkpoint: dict[str, Any], folder: RunFolder) -> None:
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{folder.last} is from another architecture than the config: {lines[:400]}") from error
+
+
+def _seconds_per_step(module: QuantModule, datamodule: ImageDataModule) -> float:
+    """Time of one real step on a copy, after one to warm up; on the CPU, in float32."""
+    module = copy.deepcopy(module).train()
+    optimizer: Any = module.configure_optimizers()
+    optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
+    images, labels = next(iter(datamodule.train_dataloader()))
+    started = 0.0
+    for _ in range(2):
+        started = time.monotonic()
+        output = module(images)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        if logits.shape[-1] <= int(labels.max()):
+            raise ValueError(
+                f"the model has {logits.shape[-1]} outputs, but the data has labels up to {int(labels.max())}: "
+                "set the model's num_classes to the data's"
+            )
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+    return time.monotonic() - started
+
+
+def _layers(module: QuantModule) -> list[tuple[str, str]]:
+    network = module.network
+    scheme = network.scheme()
+    latents = sum(latent.numel() * latent.element_size() for _, _, q in network.quantizers() for latent in q.latents())
+    weights = sum(parameter.numel() * 4 for _, parameter, _ in network.quantizers())
+    rows = [
+        (
+            "  quantized",
+            f"{len(scheme.layers)} tensors, {scheme.size:,} weights, {scheme.mean_precision:.2f} bits each, "
+            f"{scheme.compression('paper'):.2f} x; latents and momentum {2 * latents / 1e6:.1f} MB beside "
+            f"{2 * weights / 1e6:.1f} MB of weights and gradients",
+        )
+    ]
+    if network.act_precision:
+        where = "inputs of layers" if network.at_inputs else "outputs of ReLUs"
+        rows.append(("  activations", f"{len(network.activation_quantizers)} {where} at {network.act_precision} bits"))
+    rows += [(f"  skipped {name}", reason) for name, reason in network.skipped.items()]
+    return rows
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

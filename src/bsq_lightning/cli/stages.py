@@ -1,0 +1,187 @@
+"""The stages of a run: each fits, is tested and is recorded; every one can be killed at any moment and continued."""
+
+import logging
+import platform
+import shutil
+import time
+from typing import Any
+
+import lightning as L
+import torch
+import torchvision
+from omegaconf import DictConfig
+
+from bsq_lightning import __version__
+from bsq_lightning.callbacks import RangeCalibration, load_checkpoint
+from bsq_lightning.cli.build import (
+    build_callbacks,
+    build_logger,
+    build_module,
+    build_net,
+    build_network,
+    build_test_trainer,
+    build_trainer,
+    planned_stages,
+)
+from bsq_lightning.cli.config import instantiate
+from bsq_lightning.cli.run_folder import RunFolder
+from bsq_lightning.data import ImageDataModule
+from bsq_lightning.module import STAGES, QuantModule
+from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.scheme import Scheme
+
+log = logging.getLogger(__name__)
+
+
+def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> dict[str, Any]:
+    """Runs the planned stages that are not done yet and returns the summary."""
+    network = None
+    planned = planned_stages(cfg)
+    done = load_checkpoint(folder.last) if folder.last.exists() else None
+    if done is None or planned.index(done["stage"]) == 0:
+        _record_float(cfg, folder, datamodule)
+    for stage in planned:
+        if done is not None and STAGES.index(stage) < STAGES.index(done["stage"]):
+            continue
+        if network is None:
+            network = first_network(cfg, stage, datamodule, restored=done is not None)
+        else:
+            network = next_network(cfg, network, stage)
+        network = _run_stage(cfg, folder, datamodule, network, stage, done)
+        done = None
+    assert network is not None
+    return summarize(cfg, folder, network, datamodule)
+
+
+def first_network(cfg: DictConfig, stage: str, datamodule: ImageDataModule, restored: bool) -> QuantizedNetwork:
+    """The network a run (or its continuation, whose checkpoint brings the weights) starts with."""
+    return build_network(cfg, build_net(cfg, datamodule.num_classes, with_weights=not restored), stage)
+
+
+def next_network(cfg: DictConfig, network: QuantizedNetwork, stage: str) -> QuantizedNetwork:
+    """From the network of one stage to that of the next."""
+    if not network.names():
+        return build_network(cfg, network.net, stage)
+    network.fix_scheme_(instantiate(cfg.quant.finetune))
+    return network
+
+
+def _run_stage(
+    cfg: DictConfig,
+    folder: RunFolder,
+    datamodule: ImageDataModule,
+    network: QuantizedNetwork,
+    stage: str,
+    done: dict[str, Any] | None,
+) -> QuantizedNetwork:
+    epochs = cfg.stages[stage].epochs
+    L.seed_everything(cfg.seed * len(STAGES) + STAGES.index(stage), workers=True, verbose=False)
+    module = build_module(cfg, network, stage, datamodule.num_classes)
+    if done is not None and done["epoch"] + 1 >= epochs:
+        module.load_state_dict(done["state_dict"])
+    else:
+        trainer = build_trainer(
+            cfg, max_epochs=epochs, callbacks=build_callbacks(cfg, folder.path), logger=build_logger(cfg, folder.path)
+        )
+        start = "continues" if done is not None else "starts"
+        log.info("stage %s %s at epoch %d of %d", stage, start, done["epoch"] + 2 if done else 1, epochs)
+        trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    if stage not in folder.results():
+        folder.add_result(stage, _measure(cfg, module, datamodule))
+    if stage != STAGES[-1]:
+        shutil.copy2(folder.last, folder.checkpoints / f".{stage}.tmp")
+        (folder.checkpoints / f".{stage}.tmp").replace(folder.checkpoints / f"{stage}.ckpt")
+    return network
+
+
+def _measure(cfg: DictConfig, module: QuantModule, datamodule: ImageDataModule) -> dict[str, Any]:
+    """Validation and test of the live network in float32, once at the end of a stage."""
+    trainer = build_test_trainer(cfg)
+    result: dict[str, Any] = {}
+    if not datamodule.val_is_test:
+        result |= trainer.validate(module, datamodule, verbose=False)[0]
+    result |= trainer.test(module, datamodule, verbose=False)[0]
+    scheme = module.network.scheme()
+    if scheme.layers:
+        result |= {"mean_precision": scheme.mean_precision, "sizes": scheme.sizes()}
+    log.info("stage %s: test accuracy %.2f %%", module.stage, 100 * result["test/acc"])
+    return result
+
+
+def _record_float(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> None:
+    """Accuracy of given float weights, and right after quantizing them, before any training."""
+    if not cfg.model.get("weights"):
+        return
+    results = folder.results()
+    net = build_net(cfg, datamodule.num_classes)
+    for name, stage in (("float", "float"), ("quantized_before_training", planned_stages(cfg)[0])):
+        if name in results:
+            continue
+        network = build_network(cfg, net, stage)
+        module = build_module(cfg, network, stage, datamodule.num_classes)
+        if stage != "float":
+            calibration_of(cfg).calibrate_(module, datamodule)
+        folder.add_result(name, _measure(cfg, module, datamodule))
+
+
+def calibration_of(cfg: DictConfig) -> RangeCalibration:
+    """The run's range calibration; without one, ranges stay those of the batch."""
+    config = cfg.callbacks.get("range_calibration")
+    return instantiate(config) if config else RangeCalibration(0)
+
+
+def summarize(
+    cfg: DictConfig, folder: RunFolder, network: QuantizedNetwork, datamodule: ImageDataModule
+) -> dict[str, Any]:
+    """What ``summary.json`` holds; figures come from the files of the run folder and the final network."""
+    results = folder.results()
+    scheme: Scheme = network.scheme()
+    last = planned_stages(cfg)[-1]
+
+    def accuracies(name: str) -> dict[str, Any] | None:
+        row = results.get(name)
+        return {key: row[key] for key in ("val/acc", "val/top5", "test/acc", "test/top5") if key in row} if row else None
+
+    return {
+        "model": cfg.model["_target_"],
+        "data": datamodule.describe(),
+        "val": "test set" if datamodule.val_is_test else "seen_in_float" if cfg.model.get("weights") else "unseen",
+        "accuracy": {
+            "float": accuracies("float"),
+            "quantized_before_training": accuracies("quantized_before_training"),
+            "before_finetune": accuracies("bits"),
+            "final": accuracies(last),
+        },
+        "mean_precision": scheme.mean_precision,
+        "sizes": scheme.sizes(),
+        "scheme": scheme.precisions(),
+        "act_precision": scheme.act_precision,
+        "seconds": _seconds(folder),
+        "stages": planned_stages(cfg),
+        "epochs": {stage: cfg.stages[stage].epochs for stage in planned_stages(cfg)},
+        "seed": cfg.seed,
+        "arithmetic": {"train": str(cfg.trainer.precision), "test": "32-true"},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "bsq_lightning": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "lightning": L.__version__,
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _seconds(folder: RunFolder) -> dict[str, float]:
+    """Seconds spent in each stage's epochs, over every continuation of the run."""
+    import csv
+
+    seconds: dict[str, float] = {}
+    with open(folder.path / "metrics.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            seconds[row["stage"]] = round(seconds.get(row["stage"], 0.0) + float(row["seconds"]), 1)
+    return seconds

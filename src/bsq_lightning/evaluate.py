@@ -1,0 +1,41 @@
+"""``python -m bsq_lightning.evaluate run=FOLDER``: the test accuracy of a run's final network, again."""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from bsq_lightning.cli.config import CONF_DIR, plain_errors
+
+
+@plain_errors
+def evaluate(cfg: DictConfig) -> float:
+    """Tests the newest checkpoint of a run folder and compares with its summary."""
+    from bsq_lightning.callbacks import load_checkpoint
+    from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer
+    from bsq_lightning.cli.run_folder import RunFolder
+    from bsq_lightning.cli.stages import first_network
+
+    folder = RunFolder.existing(cfg.run)
+    run = OmegaConf.load(folder.config)
+    assert isinstance(run, DictConfig)
+    if cfg.data_root is not None:
+        run.data.root = cfg.data_root
+    checkpoint = load_checkpoint(folder.last)
+    datamodule = build_datamodule(run)
+    network = first_network(run, checkpoint["stage"], datamodule, restored=True)
+    module = build_module(run, network, checkpoint["stage"], datamodule.num_classes)
+    module.load_state_dict(checkpoint["state_dict"])
+    result = build_test_trainer(run).test(module, datamodule, verbose=False)[0]
+    accuracy = result["test/acc"]
+    recorded = folder.summary()["accuracy"]["final"]["test/acc"] if (folder.path / "summary.json").exists() else None
+    print(f"test accuracy {accuracy!r} (stage {checkpoint['stage']}, epoch {checkpoint['epoch'] + 1})")
+    print("the run is not finished: no summary to compare with" if recorded is None else f"summary.json {recorded!r}")
+    return accuracy
+
+
+def main() -> None:
+    """Console entry point."""
+    hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="evaluate")(evaluate)()
+
+
+if __name__ == "__main__":
+    main()

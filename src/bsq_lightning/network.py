@@ -1,0 +1,233 @@
+"""A plain network with quantizers beside it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bsq_lightning.quantizers import ActivationQuantizer, WeightQuantizer
+from bsq_lightning.scheme import LayerScheme, Scheme
+
+QUANTIZED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class QuantizedNetwork(nn.Module):
+    """Pairs every quantized parameter of ``net`` with its quantizer; ``net`` itself stays an ordinary float network.
+
+    The quantized parameters of ``net`` always hold ``codes * step``, so forward, backward, autocast and DDP are those
+    of a float network, and the part of the state dict under ``net.`` loads into the plain architecture. Activation
+    quantizers are hooked in, with their state kept here: behind every ``nn.ReLU`` where the network has one module
+    for each use (it then says ``relu_per_use = True``), else at the input of every quantized layer but the first.
+
+    Args:
+        net: any network.
+        weight: called as ``weight(tensor, precision=bits)`` for each quantized tensor; None leaves weights float.
+        activation: called as ``activation(precision=act_precision)`` for each quantized activation.
+        precision: bits at the start, for tensors that ``precisions`` does not name.
+        precisions: bits by tensor name (a scheme); then it must name exactly the quantized tensors.
+        first_last_precision: bits of the first and the last quantized layer, if they differ.
+        act_precision: bits of activations; 0 leaves them float.
+        skip: name patterns of layers that stay float.
+        float_activations: name patterns of activations that stay float.
+        quantized_biases: name patterns of layers whose bias is quantized too (none by default).
+
+    Raises:
+        ValueError: a pattern or a name that matches nothing, a tensor that no quantizer takes, or weight_norm and
+            other parametrizations, under which the network would not compute with the quantized tensor.
+
+    Example:
+        >>> from functools import partial
+        >>> from bsq_lightning.quantizers import BitPlaneQuantizer
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> QuantizedNetwork(net, BitPlaneQuantizer, precision=3).scheme().precisions()
+        {'0': 3, '2': 3}
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        weight: Callable[..., WeightQuantizer] | None = None,
+        activation: Callable[..., ActivationQuantizer] | None = None,
+        *,
+        precision: int = 8,
+        precisions: Mapping[str, int] | None = None,
+        first_last_precision: int | None = None,
+        act_precision: int = 0,
+        skip: Sequence[str] = (),
+        float_activations: Sequence[str] = (),
+        quantized_biases: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.skipped: dict[str, str] = {}
+        self.weight_quantizers = nn.ModuleDict()
+        self.activation_quantizers = nn.ModuleDict()
+        self.act_precision = act_precision if weight is not None and activation is not None else 0
+        if weight is None:
+            return
+        tensors = self._choose(skip, quantized_biases)
+        bits = dict.fromkeys(tensors, precision)
+        if first_last_precision is not None and tensors:
+            bits[next(iter(tensors))] = bits[[name for name in tensors if not name.endswith(".bias")][-1]] = (
+                first_last_precision
+            )
+        if precisions is not None:
+            _same_names(precisions, tensors)
+            bits = dict(precisions)
+        for name, tensor in tensors.items():
+            try:
+                self.weight_quantizers[_key(name)] = weight(tensor, precision=bits[name])
+            except ValueError as error:
+                raise ValueError(f"layer {name}: {error}") from error
+        if self.act_precision and activation is not None:
+            self._hook_activations(activation, float_activations)
+        self.write_weights_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def _choose(self, skip: Sequence[str], biases: Sequence[str]) -> dict[str, nn.Parameter]:
+        tensors: dict[str, nn.Parameter] = {}
+        owners: dict[int, str] = {}
+        layers = {name: m for name, m in self.net.named_modules() if isinstance(m, QUANTIZED_TYPES)}
+        _all_match("quant.skip", skip, layers)
+        _all_match("quantized_biases", biases, [n for n, m in layers.items() if m.bias is not None])
+        for name, module in self.net.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            if name in layers:
+                if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
+                    raise ValueError(
+                        f"layer {name} has a parametrized weight (weight_norm or the like), which is recomputed at every "
+                        f"forward and would undo the quantization: remove it first, or put {name!r} in quant.skip"
+                    )
+                if any(fnmatchcase(name, pattern) for pattern in skip):
+                    self.skipped[name] = "quant.skip"
+                elif id(own["weight"]) in owners:
+                    self.skipped[name] = f"shares its weight with {owners[id(own['weight'])]}, which is quantized once"
+                else:
+                    owners[id(own["weight"])] = name
+                    tensors[name] = own["weight"]
+                    if any(fnmatchcase(name, pattern) for pattern in biases):
+                        tensors[f"{name}.bias"] = own["bias"]
+            elif any(parameter.dim() > 1 for parameter in own.values()):
+                self.skipped[name] = f"{type(module).__name__} is not a convolution or linear layer"
+        if not tensors:
+            raise ValueError(f"{type(self.net).__name__} has no convolution or linear layer left to quantize")
+        return tensors
+
+    def _hook_activations(self, build: Callable[..., ActivationQuantizer], stay_float: Sequence[str]) -> None:
+        self.at_inputs = not getattr(self.net, "relu_per_use", False)
+        if self.at_inputs:
+            layers = [name for name in self.names() if not name.endswith(".bias")]
+            sites = layers[1:]  # the first layer takes the image
+        else:
+            sites = [name for name, module in self.net.named_modules() if isinstance(module, nn.ReLU)]
+        _all_match("quant.float_activations", stay_float, sites)
+        for name in sites:
+            if any(fnmatchcase(name, pattern) for pattern in stay_float):
+                continue
+            quantizer = self.activation_quantizers[_key(name)] = build(precision=self.act_precision)
+            module = self.net.get_submodule(name)
+            # Bound methods, not closures: a deep copy of the network then calls the copy's quantizers.
+            if self.at_inputs:
+                module.register_forward_pre_hook(quantizer.before_layer)
+            else:
+                module.register_forward_hook(quantizer.after_layer)
+
+    def names(self) -> list[str]:
+        """Names of the quantized tensors, in the order of the network."""
+        return [key.replace("/", ".") for key in self.weight_quantizers]
+
+    def quantizers(self) -> Iterator[tuple[str, nn.Parameter, WeightQuantizer]]:
+        """Every quantized tensor: its name, the Parameter of ``net``, its quantizer."""
+        for key, quantizer in self.weight_quantizers.items():
+            name = key.replace("/", ".")
+            parameter = self.net.get_parameter(name if name.endswith(".bias") else f"{name}.weight")
+            yield name, parameter, quantizer  # type: ignore[misc]
+
+    def quantizer(self, name: str) -> WeightQuantizer:
+        """The quantizer of the tensor called ``name``."""
+        return self.weight_quantizers[_key(name)]  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def write_weights_(self) -> None:
+        """``W <- codes * step`` in place, for every quantized tensor."""
+        for _, parameter, quantizer in self.quantizers():
+            parameter.copy_(quantizer.weight())
+
+    @torch.no_grad()
+    def check_weights(self) -> None:
+        """Raises RuntimeError, naming the tensor, where a weight is not its quantizer's ``codes * step``."""
+        for name, parameter, quantizer in self.quantizers():
+            weight = quantizer.weight()
+            # NaN equals nothing, itself included; a NaN is reported as what it is, at its first step, by the module.
+            if not torch.equal(parameter, weight) and bool(torch.isfinite(weight).all()):
+                worst = float((parameter - weight).abs().max())
+                raise RuntimeError(
+                    f"the weights of {name} are not what its quantizer holds (they differ by up to {worst:.3g}): "
+                    "something else wrote to them, such as an averaging or pruning callback"
+                )
+
+    @torch.no_grad()
+    def adjust_precision_(self) -> None:
+        """Re-quantizes and trims every tensor, then writes the weights."""
+        for _, _, quantizer in self.quantizers():
+            quantizer.adjust_precision_()
+        self.write_weights_()
+
+    def fix_scheme_(self, weight: Callable[..., WeightQuantizer]) -> None:
+        """Replaces the weight quantizers by others of the same bits and steps, to fine-tune at a fixed scheme."""
+        for name, parameter, old in list(self.quantizers()):
+            new = weight(parameter, precision=old.precision, step=float(old.step()))
+            self.weight_quantizers[_key(name)] = new
+        self.write_weights_()
+
+    def set_observing(self, on: bool) -> None:
+        """Starts (forgetting what was seen) or ends the recording of activation ranges."""
+        for quantizer in self.activation_quantizers.values():
+            if on:
+                quantizer.range.zero_()  # type: ignore[operator]
+            quantizer.observing = on  # type: ignore[assignment]
+
+    def forget_ranges_(self) -> None:
+        """Back to the batch's own range."""
+        for quantizer in self.activation_quantizers.values():
+            quantizer.range.zero_()  # type: ignore[operator]
+
+    def scheme(self) -> Scheme:
+        """The precisions and steps as plain data (reads the device)."""
+        layers = tuple(
+            LayerScheme(name, parameter.numel(), quantizer.precision, float(quantizer.step()))
+            for name, parameter, quantizer in self.quantizers()
+        )
+        clips = sum(parameter.numel() for parameter in self.activation_quantizers.parameters())
+        total = sum(parameter.numel() for parameter in self.net.parameters()) + clips
+        return Scheme(layers, total - sum(layer.size for layer in layers), self.act_precision)
+
+
+def _key(name: str) -> str:
+    # torch refuses dots in the names of submodules
+    return name.replace(".", "/")
+
+
+def _all_match(option: str, patterns: Sequence[str], names: Sequence[str] | Mapping[str, object]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"{option}: the pattern {pattern!r} matches nothing; there are {', '.join(names) or 'no such layers'}"
+            )
+
+
+def _same_names(precisions: Mapping[str, int], tensors: Mapping[str, object]) -> None:
+    unknown, absent = set(precisions) - set(tensors), set(tensors) - set(precisions)
+    if unknown or absent:
+        raise ValueError(
+            "the scheme does not fit this network: "
+            + "; ".join(
+                f"{what}: {', '.join(sorted(names)[:5])}{' ...' if len(names) > 5 else ''}"
+                for what, names in (("only in the scheme", unknown), ("only in the network", absent))
+                if names
+            )
+        )

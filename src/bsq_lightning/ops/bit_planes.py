@@ -1,0 +1,76 @@
+"""The arithmetic of bit planes (Yang et al., "BSQ", ICLR 2021, section 3; arXiv 2102.10462).
+
+A weight tensor is ``codes * step`` with integer codes. ``planes[0, b]`` and ``planes[1, b]`` hold bit b of the
+positive and of the negative codes, least significant bit first, relaxed to real numbers in [0, 2] while they train.
+"""
+
+import torch
+from torch import Tensor
+
+
+def split_planes(codes: Tensor, precision: int) -> Tensor:
+    """Binary expansion of integer codes.
+
+    Args:
+        codes: integers of any shape and dtype, ``|codes| < 2**precision``.
+        precision: number of planes n.
+
+    Returns:
+        Float planes of zeros and ones, ``[2, n, *codes.shape]``, least significant bit first.
+
+    Raises:
+        ValueError: a code needs more bits.
+
+    Example:
+        >>> split_planes(torch.tensor([5.0, -2.0]), 3)[:, :, 0]
+        tensor([[1., 0., 1.],
+                [0., 0., 0.]])
+    """
+    dtype = codes.dtype if codes.is_floating_point() else torch.get_default_dtype()
+    magnitude = codes.abs().long()
+    if codes.numel() and int(magnitude.max()) >= 2**precision:
+        raise ValueError(f"a code of magnitude {int(magnitude.max())} does not fit in {precision} bits")
+    shifts = torch.arange(precision, device=codes.device).view(-1, *[1] * codes.dim())
+    bits = (magnitude >> shifts) & 1
+    return torch.stack((bits * (codes > 0), bits * (codes < 0))).to(dtype)
+
+
+def merge_planes(planes: Tensor) -> Tensor:
+    """Real value of relaxed planes in units of one step: ``sum_b 2^b (p_b - q_b)``, shape ``planes.shape[2:]``.
+
+    The sum runs plane by plane in a fixed order, so it is the same number on every machine and thread count.
+
+    Example:
+        >>> merge_planes(split_planes(torch.tensor([5.0, -2.0, 0.0]), 3))
+        tensor([ 5., -2.,  0.])
+    """
+    value = torch.zeros_like(planes[0, 0]) if planes.shape[1] else planes.new_zeros(planes.shape[2:])
+    for bit in range(planes.shape[1]):
+        value.add_(planes[0, bit], alpha=2**bit).sub_(planes[1, bit], alpha=2**bit)
+    return value
+
+
+def plane_squares(planes: Tensor) -> Tensor:
+    """Sum of squares of each bit position over both signs, ``[n]``: the groups of the group lasso."""
+    return planes.square().sum(dim=(0, *range(2, planes.dim())))
+
+
+def trim_codes(codes: Tensor) -> tuple[Tensor, int, int]:
+    """Drops the empty bit planes at both ends of integer codes.
+
+    Returns:
+        The codes with ``shift`` trailing zero bits removed, the bits they need (0 if all are zero), and ``shift``.
+        ``new_codes * 2**shift == codes`` exactly.
+
+    Example:
+        >>> trim_codes(torch.tensor([4.0, -12.0]))
+        (tensor([ 1., -3.]), 2, 2)
+    """
+    magnitude = codes.abs().long()
+    top = int(magnitude.max()) if codes.numel() else 0
+    if not top:
+        return codes, 0, 0
+    shift = 0
+    while not bool(((magnitude >> shift) & 1).any()):
+        shift += 1
+    return codes / 2**shift, (top >> shift).bit_length(), shift

@@ -1,0 +1,102 @@
+"""Activation quantizers: steps scaled by the largest activation, of the batch or fixed from calibration batches."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsq_lightning.quantizers.base import check_precision
+
+
+class _RoundToSteps(torch.autograd.Function):
+    """``round(x / step) * step`` with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor) -> Tensor:
+        return (x / step).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class ActivationQuantizer(nn.Module):
+    """``2^k - 1`` steps up to the largest magnitude S: ``round(x (2^k - 1) / S) * S / (2^k - 1)``, straight through.
+
+    S is the maximum of the current batch while training. ``range`` holds a fixed S once calibrated, and evaluation
+    uses it, so that accuracy does not depend on how the test images are batched; 0 means not calibrated. Negative
+    inputs (only in networks whose layers see any) keep their sign, which is extra, as it is for weights.
+
+    Args:
+        precision: bits k of magnitude, 1 to 16.
+    """
+
+    range: Tensor
+
+    def __init__(self, precision: int) -> None:
+        super().__init__()
+        self.precision = check_precision("quant.act_precision", precision)
+        self.register_buffer("range", torch.tensor(0.0))
+        self.observing = False
+
+    def clip(self, x: Tensor) -> Tensor:
+        """What happens before rounding; the identity here."""
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.clip(x)
+        with torch.no_grad():
+            if self.training or self.observing:
+                size = x.abs().amax().float()
+                if self.observing:
+                    self.range.copy_(torch.maximum(self.range, size))
+            else:
+                # Chosen on the device: asking the buffer on the host would synchronize at every layer.
+                size = torch.where(self.range > 0, self.range, x.abs().amax().float())
+            # In the activation's own dtype; a batch of zeros stays zero.
+            step = size.clamp_min(1e-20).div(2**self.precision - 1).to(x.dtype)
+        if not self.training:
+            x = torch.clamp(x, -size.to(x.dtype), size.to(x.dtype))
+        return _RoundToSteps.apply(x, step)  # type: ignore[return-value]
+
+    def after_layer(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Forward hook: quantizes what the module (a ReLU) returns."""
+        return self(output)
+
+    def before_layer(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Forward pre-hook: quantizes what the module (a quantized layer) takes."""
+        return self(args[0]), *args[1:]
+
+
+class ReLU6Quantizer(ActivationQuantizer):
+    """Clips at 6, then rounds; the choice at 4 bits and more (Yang et al., ICLR 2021, appendix; their code).
+
+    Example:
+        >>> ReLU6Quantizer(2)(torch.tensor([0.0, 0.9, 1.1, 9.0]))
+        tensor([0., 0., 2., 6.])
+    """
+
+    def clip(self, x: Tensor) -> Tensor:
+        return x.clamp(-6, 6)
+
+
+class PACT(ActivationQuantizer):
+    """Learned clip, then rounds; the choice at 3 bits and fewer (Choi et al., 2018, arXiv 1805.06085).
+
+    Args:
+        precision: bits.
+        clip: start of the learned clip.
+    """
+
+    def __init__(self, precision: int, clip: float = 10.0) -> None:
+        super().__init__(precision)
+        self.alpha = nn.Parameter(torch.tensor(clip))
+
+    def clip(self, x: Tensor) -> Tensor:
+        alpha = self.alpha.to(x.dtype)
+        return torch.clamp(x, -alpha, alpha)
+
+
+def relu6_or_pact(precision: int) -> ActivationQuantizer:
+    """The BSQ paper's choice: ReLU6 at 4 bits and more, PACT at 3 and fewer."""
+    return ReLU6Quantizer(precision) if precision > 3 else PACT(precision)

@@ -1,0 +1,100 @@
+"""Fixed precision: one latent float per weight. It fine-tunes a found scheme and makes the uniform baseline."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsq_lightning.ops.uniform import levels, max_step, mse_step, quantize
+from bsq_lightning.quantizers.base import WeightQuantizer, check_precision
+
+STEPS = {"max": max_step, "mse": mse_step}
+
+
+class LatentQuantizer(WeightQuantizer):
+    """``W = step * clip(round(latent / step), +-(2^n - 1))``, straight through the rounding and the clip.
+
+    ``units`` decides what the latent is measured in, and with it what a learning rate means:
+
+    - ``scale`` (BSQ's fine-tuning): latent = W / scale in [-1, 1], scale trained;
+      dL/dlatent = scale G, dL/dscale = sum(G W) / scale. A rate lr acts as about lr scale^2 on W.
+    - ``weight`` (ordinary quantization-aware training): latent = W itself, dL/dlatent = G, step fixed.
+
+    Args:
+        weight: tensor to start from.
+        precision: bits of magnitude; 0 freezes the tensor at zero.
+        step: value of one code; a float, or ``max`` / ``mse`` to choose it from the tensor.
+        units: ``scale`` or ``weight``.
+
+    Raises:
+        ValueError: precision outside 0..16, an unknown step rule or unknown units.
+
+    Example:
+        >>> LatentQuantizer(torch.tensor([0.9, -0.4, 0.1]), precision=1, step=0.9).codes()
+        tensor([ 1., -0.,  0.])
+    """
+
+    def __init__(
+        self, weight: Tensor, precision: int = 8, step: float | str = "max", units: str = "scale"
+    ) -> None:
+        super().__init__()
+        if units not in ("scale", "weight"):
+            raise ValueError(f"units must be scale or weight, not {units!r}")
+        if isinstance(step, str) and step not in STEPS:
+            raise ValueError(f"step must be a number, max or mse, not {step!r}")
+        weight = weight.detach()
+        self._precision = check_precision("precision", precision, lowest=0) if bool(weight.any()) else 0
+        self.units = units
+        size = weight.new_tensor(0.0)
+        if self._precision:
+            size = STEPS[step](weight, precision) if isinstance(step, str) else weight.new_tensor(step)
+        self.scale = nn.Parameter(size * levels(precision), requires_grad=False)
+        start = weight.clone() if self._precision else torch.zeros_like(weight)
+        if units == "scale" and self._precision:
+            start /= self.scale
+        self.latent = nn.Parameter(start, requires_grad=False)
+        self.project_()
+
+    @property
+    def precision(self) -> int:
+        return self._precision
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.latent.shape)
+
+    def _latent_step(self) -> Tensor | float:
+        return 1 / levels(self.precision) if self.units == "scale" else self.step()
+
+    def codes(self) -> Tensor:
+        if not self.precision:
+            return torch.zeros_like(self.latent)
+        return quantize(self.latent.detach(), self._latent_step(), self.precision)
+
+    def latents(self) -> Sequence[nn.Parameter]:
+        if not self.precision:
+            return ()
+        return (self.latent, self.scale) if self.units == "scale" else (self.latent,)
+
+    def latent_gradients(self, weight: Tensor, grad: Tensor) -> Sequence[Tensor]:
+        if not self.precision:
+            return ()
+        if self.units == "scale":
+            return grad * self.scale, (grad * weight).sum() / self.scale
+        return (grad.clone(),)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """The latent back into the range of the codes."""
+        if self.units == "scale":
+            self.scale.clamp_(min=1e-8 if self.precision else 0.0)
+            self.latent.clamp_(-1, 1)
+        else:
+            self.latent.clamp_(-self.scale, self.scale)
+
+    def get_extra_state(self) -> Any:
+        return self._precision
+
+    def set_extra_state(self, state: Any) -> None:
+        self._precision = check_precision("precision in the checkpoint", state, lowest=0)

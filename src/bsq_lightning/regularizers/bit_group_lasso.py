@@ -1,0 +1,64 @@
+"""BSQ's bit-level group lasso with memory-aware weights (Yang et al., ICLR 2021, equations 4 and 5)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bsq_lightning.ops.bit_planes import plane_squares
+from bsq_lightning.quantizers import BitPlaneQuantizer, WeightQuantizer
+from bsq_lightning.regularizers.base import Regularizer
+
+EPSILON = 1e-8  # inside the root, as in the authors' code: the gradient stays finite on an empty plane
+
+
+class BitGroupLasso(Regularizer):
+    """``alpha / P_tot * sum_l P_l n_l sum_b sqrt(1e-8 + ||p_b||^2 + ||q_b||^2)``.
+
+    One group is one bit position of one layer, both signs together. P_l is the number of weights and n_l the current
+    number of bits of layer l, so a layer is pressed in proportion to the memory it takes, and less as it loses bits.
+
+    Args:
+        alpha: strength.
+
+    Example:
+        >>> quantizer = BitPlaneQuantizer(torch.tensor([1.0, 0.0]), precision=1)
+        >>> round(float(BitGroupLasso(alpha=0.5).penalty({"layer": quantizer})), 4)
+        0.5
+    """
+
+    def check(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
+        if not any(isinstance(quantizer, BitPlaneQuantizer) for quantizer in quantizers.values()):
+            raise ValueError("reg=bit_group_lasso needs bit planes (quant=bsq); use reg=none with this quantizer")
+
+    def penalty(self, quantizers: Mapping[str, WeightQuantizer]) -> Tensor:
+        planes = _planes(quantizers)
+        total = _weights(planes)
+        terms = [
+            (plane_squares(quantizer.planes) + EPSILON).sqrt().sum() * self._weight(quantizer, total)
+            for quantizer in planes.values()
+        ]
+        return torch.stack(terms).sum()
+
+    def plane_decay(self, quantizers: Mapping[str, WeightQuantizer]) -> tuple[Tensor, dict[str, Tensor]]:
+        planes = _planes(quantizers)
+        total = _weights(planes)
+        decays, terms = {}, []
+        for name, quantizer in planes.items():
+            norms = (plane_squares(quantizer.planes.detach()) + EPSILON).sqrt()
+            weight = self._weight(quantizer, total)
+            terms.append(norms.sum() * weight)
+            decays[name] = weight / norms
+        return torch.stack(terms).sum(), decays
+
+    def _weight(self, quantizer: BitPlaneQuantizer, total: int) -> float:
+        return self.alpha * quantizer.planes[0].numel() / total  # alpha n_l P_l / P_tot
+
+
+def _planes(quantizers: Mapping[str, WeightQuantizer]) -> dict[str, BitPlaneQuantizer]:
+    return {name: quantizer for name, quantizer in quantizers.items() if isinstance(quantizer, BitPlaneQuantizer)}
+
+
+def _weights(planes: Mapping[str, BitPlaneQuantizer]) -> int:
+    return sum(math.prod(quantizer.shape) for quantizer in planes.values())

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer
+
+
+def test_growth_adds_exactly_one_bit() -> None:
+    quantizer = BitPlaneQuantizer(torch.tensor([1.0, 0.5, -0.25], dtype=torch.float64), precision=2)
+    quantizer.planes.data.fill_(0)
+    quantizer.planes.data[0] = 2.0  # the largest code possible: 2 * (2^2 - 1) = 6
+    before = quantizer.weight()
+    assert float(quantizer.codes().max()) == 6
+    quantizer.planes.data[0, :, 1] = 0.5
+    before = quantizer.weight()
+    quantizer.adjust_precision_()
+    assert quantizer.precision == 2  # codes 6 and 2: one bit grown, one trailing zero trimmed
+    assert torch.equal(quantizer.codes(), torch.tensor([3.0, 1.0, 3.0], dtype=torch.float64))
+    assert torch.allclose(quantizer.weight(), before, rtol=1e-15, atol=0)
+
+
+def test_growth_stops_at_max_precision_and_codes_are_clipped_there() -> None:
+    quantizer = BitPlaneQuantizer(torch.tensor([1.0, 0.3]), precision=3, max_precision=3)
+    quantizer.planes.data[0] = 2.0
+    assert float(quantizer.codes().max()) == 7
+    before = quantizer.weight()
+    quantizer.adjust_precision_()
+    assert quantizer.precision <= 3
+    assert torch.allclose(quantizer.weight(), before, rtol=1e-6)
+
+
+def test_zero_bits() -> None:
+    quantizer = BitPlaneQuantizer(torch.randn(4, 3), precision=4)
+    quantizer.planes.data.mul_(0.01)
+    quantizer.adjust_precision_()
+    assert quantizer.precision == 0
+    assert quantizer.planes.shape == (2, 0, 4, 3)
+    assert not quantizer.weight().any() and float(quantizer.step()) == 0
+    scale = quantizer.scale.clone()
+    quantizer.sgd_step_(torch.zeros(4, 3), torch.ones(4, 3), {}, {"lr": 1, "momentum": 0, "weight_decay": 1}, None, None)
+    quantizer.adjust_precision_()
+    assert quantizer.precision == 0 and torch.equal(quantizer.scale, scale)
+
+
+def test_the_2021_code_keeps_one_bit_and_jumps() -> None:
+    empty = BitPlaneQuantizer(torch.randn(4), precision=4, min_precision=1)
+    empty.planes.data.mul_(0.01)
+    empty.adjust_precision_()
+    assert empty.precision == 1
+    clipped = BitPlaneQuantizer(torch.tensor([1.0, 0.3]), precision=2, clip_always=True)
+    clipped.planes.data[0, :, 0] = 1.4  # value 1.4 * 3
+    assert float(clipped.codes()[0]) == 3
+    clipped.adjust_precision_()
+    assert float(clipped.codes()[0]) == 4 or clipped.precision == 1 or float(clipped.codes()[0] * clipped.step()) > 1.3
+
+
+def test_all_zero_and_wrong_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match="all weights are zero"):
+        BitPlaneQuantizer(torch.zeros(3))
+    with pytest.raises(ValueError, match="above quant.max_precision"):
+        BitPlaneQuantizer(torch.ones(3), precision=9)
+
+
+def test_fixed_precision_starts_where_planes_end() -> None:
+    planes = BitPlaneQuantizer(torch.randn(50, dtype=torch.float64), precision=4)
+    for units in ("scale", "weight"):
+        fixed = LatentQuantizer(planes.weight(), planes.precision, step=float(planes.step()), units=units)
+        assert torch.equal(fixed.codes(), planes.codes())
+        assert torch.allclose(fixed.weight(), planes.weight(), rtol=1e-15)
