@@ -67,7 +67,9 @@ class OracleLayer(nn.Module):
 class Oracle:
     """A float network trained through ``OracleLayer`` by torch.optim.SGD over all planes."""
 
-    def __init__(self, net: nn.Module, names: list[str], precision: int, max_precision: int, alpha: float, **sgd: float) -> None:
+    def __init__(
+        self, net: nn.Module, names: list[str], precision: int, max_precision: int, alpha: float, **sgd: float
+    ) -> None:
         self.net, self.alpha, self.sgd = net, alpha, sgd
         self.layers = {name: OracleLayer(net.get_parameter(name).detach(), precision, max_precision) for name in names}
         self.reset()

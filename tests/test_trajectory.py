@@ -14,21 +14,21 @@ from bsq_lightning.regularizers import BitGroupLasso
 from tests.helpers import batch
 from tests.oracle import Oracle, same_bits
 
-SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
+SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-2}
 
 
-def test_twenty_steps_and_an_adjustment_are_the_oracles(record_property) -> None:
+def test_twenty_steps_and_an_adjustment_are_the_oracles() -> None:
     torch.manual_seed(3)
     net = ResNetCifar(8).double()
     state = {name: value.clone() for name, value in net.state_dict().items()}
     names = [f"{name}.weight" for name, m in net.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     network = QuantizedNetwork(net, partial(BitPlaneQuantizer, max_precision=5), precision=5)
-    regularizer = BitGroupLasso(alpha=2.0)
+    regularizer = BitGroupLasso(alpha=20.0)
     optimizer = LatentOptimizer(network, partial(torch.optim.SGD, **SGD), regularizer)
 
     twin = ResNetCifar(8).double()
     twin.load_state_dict(state)
-    oracle = Oracle(twin, names, 5, 5, 2.0, **SGD)
+    oracle = Oracle(twin, names, 5, 5, 20.0, **SGD)
 
     worst, trimmed = 0.0, False
     for step in range(20):
@@ -48,11 +48,14 @@ def test_twenty_steps_and_an_adjustment_are_the_oracles(record_property) -> None
             layer = oracle.layers[f"{name}.weight"]
             pairs = [(quantizer.planes, layer.planes), (parameter, layer.weight())]
             pairs += [(quantizer.scale, layer.scale)] if layer.precision else []
-            worst = max([worst, *(float((a - b).abs().max()) for a, b in pairs if a.numel())])
+            worst = max([worst, *(float((a - b).detach().abs().max()) for a, b in pairs if a.numel())])
         others = zip(net.named_parameters(), twin.named_parameters(), strict=True)
-        worst = max([worst, *(float((a - b).abs().max()) for (name, a), (_, b) in others if name not in oracle.layers)])
-    record_property("largest difference", worst)
+        worst = max(
+            [worst, *(float((a - b).detach().abs().max()) for (name, a), (_, b) in others if name not in oracle.layers)]
+        )
+    print(f"largest difference {worst:.1e}, bits {network.scheme().precisions()}")
     assert trimmed, "nothing was trimmed, so the adjustment was not tried"
+    assert network.scheme().mean_precision > 1, "hardly a bit is left, so little was compared"
     assert worst < 1e-12
 
 

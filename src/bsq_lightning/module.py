@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bsq_lightning.network import QuantizedNetwork
@@ -65,6 +66,12 @@ class QuantModule(L.LightningModule):
         # Kept on the device and read on the host only at logging steps, so that no step waits for the check.
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
+    def metric(self, name: str) -> Metric:
+        """The metric ``{train,val,test}_{acc,top5}``."""
+        metric = self.metrics[name]
+        assert isinstance(metric, Metric)
+        return metric
+
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
@@ -79,7 +86,7 @@ class QuantModule(L.LightningModule):
         self.first_bad_step = torch.where(bad, self.global_step, self.first_bad_step)
         self.metrics["train_acc"](logits.detach(), labels)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True)
-        self.log("train/acc", self.metrics["train_acc"], on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/acc", self.metric("train_acc"), on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:
@@ -88,7 +95,7 @@ class QuantModule(L.LightningModule):
         self.log(f"{split}/loss", F.cross_entropy(logits, labels), on_epoch=True, batch_size=len(labels))
         for name in ("acc", "top5"):
             if f"{split}_{name}" in self.metrics:
-                metric = self.metrics[f"{split}_{name}"]
+                metric = self.metric(f"{split}_{name}")
                 metric(logits, labels)
                 self.log(f"{split}/{name}", metric, on_epoch=True, prog_bar=name == "acc")
 

@@ -32,6 +32,9 @@ class QuantizedNetwork(nn.Module):
         skip: name patterns of layers that stay float.
         float_activations: name patterns of activations that stay float.
         quantized_biases: name patterns of layers whose bias is quantized too (none by default).
+        clamped: name patterns of float parameters, those of activation quantizers included, that every step clamps to
+            ``clamp``; only to repeat what the 2021 code does to shortcuts.
+        clamp: the bounds.
 
     Raises:
         ValueError: a pattern or a name that matches nothing, a tensor that no quantizer takes, or weight_norm and
@@ -58,10 +61,13 @@ class QuantizedNetwork(nn.Module):
         skip: Sequence[str] = (),
         float_activations: Sequence[str] = (),
         quantized_biases: Sequence[str] = (),
+        clamped: Sequence[str] = (),
+        clamp: tuple[float, float] = (0.0, 2.0),
     ) -> None:
         super().__init__()
         self.net = net
         self.skipped: dict[str, str] = {}
+        self._clamped: list[str] = []
         self.weight_quantizers = nn.ModuleDict()
         self.activation_quantizers = nn.ModuleDict()
         self.act_precision = act_precision if weight is not None and activation is not None else 0
@@ -83,6 +89,10 @@ class QuantizedNetwork(nn.Module):
                 raise ValueError(f"layer {name}: {error}") from error
         if self.act_precision and activation is not None:
             self._hook_activations(activation, float_activations)
+        self.clamp = tuple(clamp)
+        floats = {name: p for name, p in self.named_parameters() if name.removeprefix("net.") not in tensors}
+        _all_match("quant.clamped", clamped, floats)
+        self._clamped = [name for name in floats if any(fnmatchcase(name, pattern) for pattern in clamped)]
         self.write_weights_()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,10 +107,12 @@ class QuantizedNetwork(nn.Module):
         for name, module in self.net.named_modules():
             own = dict(module.named_parameters(recurse=False))
             if name in layers:
-                if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
+                if parametrize.is_parametrized(module) or not isinstance(
+                    module._parameters.get("weight"), nn.Parameter
+                ):
                     raise ValueError(
-                        f"layer {name} has a parametrized weight (weight_norm or the like), which is recomputed at every "
-                        f"forward and would undo the quantization: remove it first, or put {name!r} in quant.skip"
+                        f"layer {name} has a parametrized weight (weight_norm or the like), which is recomputed at "
+                        f"every forward and would undo the quantization: remove it first, or put {name!r} in quant.skip"
                     )
                 if any(fnmatchcase(name, pattern) for pattern in skip):
                     self.skipped[name] = "quant.skip"
@@ -177,9 +189,22 @@ class QuantizedNetwork(nn.Module):
             quantizer.adjust_precision_()
         self.write_weights_()
 
-    def fix_scheme_(self, weight: Callable[..., WeightQuantizer]) -> None:
-        """Replaces the weight quantizers by others of the same bits and steps, to fine-tune at a fixed scheme."""
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Clamps the float parameters that ``clamped`` names; the optimizer calls it after every step."""
+        for name in self._clamped:
+            self.get_parameter(name).clamp_(*self.clamp)
+
+    def fix_scheme_(self, weight: Callable[..., WeightQuantizer], lose_biases: bool = False) -> None:
+        """Replaces the weight quantizers by others of the same bits and steps, to fine-tune at a fixed scheme.
+
+        Args:
+            weight: called as ``weight(tensor, precision=bits, step=value)`` for each quantized tensor.
+            lose_biases: quantized biases become zero, as the 2021 code loses them in its fine-tuning.
+        """
         for name, parameter, old in list(self.quantizers()):
+            if lose_biases and name.endswith(".bias"):
+                parameter.data.zero_()
             new = weight(parameter, precision=old.precision, step=float(old.step()))
             self.weight_quantizers[_key(name)] = new
         self.write_weights_()

@@ -90,6 +90,7 @@ class LatentOptimizer(Optimizer):
             for latent in quantizer.latents():
                 latent.grad = None
             parameter.copy_(quantizer.weight())
+        self.network.clamp_()
         return loss
 
     def _penalty_gradients(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
@@ -137,6 +138,6 @@ def _require_plain_sgd(optimizer: Optimizer) -> None:
     if type(optimizer) is not SGD or refused:
         what = f"SGD with {', '.join(refused)}" if type(optimizer) is SGD else type(optimizer).__name__
         raise ValueError(
-            f"bit planes are trained by plain SGD with momentum, not by {what}: alpha and the closed form of the update "
-            "mean nothing under another rule. Use torch.optim.SGD for this stage, or a quantizer with float latents."
+            f"bit planes are trained by plain SGD with momentum, not by {what}: alpha and the closed form of the "
+            "update mean nothing under another rule. Use torch.optim.SGD for this stage, or another quantizer."
         )

@@ -40,7 +40,7 @@ class Scheme:
         >>> scheme.mean_precision, scheme.compression("paper"), round(scheme.compression("signed"), 2)
         (2.0, 16.0, 10.67)
         >>> round(scheme.compression("model"), 2)
-        5.59
+        5.4
     """
 
     layers: tuple[LayerScheme, ...]

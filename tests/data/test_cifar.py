@@ -1,6 +1,5 @@
 """CIFAR files: read without running them, checked, and missing ones explained."""
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,5 @@
 """Images in folders: one key, one picture; grey images, broken files and odd folders."""
 
-import os
 from pathlib import Path
 from typing import Any
 

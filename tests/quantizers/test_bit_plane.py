@@ -36,7 +36,9 @@ def test_zero_bits() -> None:
     assert quantizer.planes.shape == (2, 0, 4, 3)
     assert not quantizer.weight().any() and float(quantizer.step()) == 0
     scale = quantizer.scale.clone()
-    quantizer.sgd_step_(torch.zeros(4, 3), torch.ones(4, 3), {}, {"lr": 1, "momentum": 0, "weight_decay": 1}, None, None)
+    quantizer.sgd_step_(
+        torch.zeros(4, 3), torch.ones(4, 3), {}, {"lr": 1, "momentum": 0, "weight_decay": 1}, None, None
+    )
     quantizer.adjust_precision_()
     assert quantizer.precision == 0 and torch.equal(quantizer.scale, scale)
 

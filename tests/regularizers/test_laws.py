@@ -15,7 +15,8 @@ def test_closed_form_is_autograd(build: type[Regularizer]) -> None:
     quantizers = {name: quantizer for name, _, quantizer in network.quantizers()}
     regularizer = build(alpha=0.3)
     for quantizer in quantizers.values():
-        quantizer.planes.data = torch.rand_like(quantizer.planes).requires_grad_(True)
+        quantizer.planes.data.uniform_()
+        quantizer.planes.requires_grad_(True)
     value = regularizer.penalty(quantizers)
     value.backward()
     closed = regularizer.plane_decay(quantizers)

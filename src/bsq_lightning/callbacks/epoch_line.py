@@ -13,12 +13,16 @@ log = logging.getLogger(__name__)
 class EpochLine(L.Callback):
     """Mean bits and compression in the progress bar; one line an epoch where there is no terminal for a bar."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         # Precisions only change between epochs, so two numbers an epoch are enough and no step waits for them.
         if batch_idx == 0 and isinstance(pl_module, QuantModule) and pl_module.network.names():
             scheme = pl_module.network.scheme()
             pl_module.log("bits", scheme.mean_precision, on_step=True, on_epoch=False, prog_bar=True, logger=False)
-            pl_module.log("comp", scheme.compression("paper"), on_step=True, on_epoch=False, prog_bar=True, logger=False)
+            pl_module.log(
+                "comp", scheme.compression("paper"), on_step=True, on_epoch=False, prog_bar=True, logger=False
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if sys.stdout.isatty() or not trainer.is_global_zero or not isinstance(pl_module, QuantModule):

@@ -88,15 +88,15 @@ class PrecisionAdjustment(L.Callback):
             if now[name] == 0:
                 log.warning("layer %s is at 0 bits: it outputs zero from now on and never grows back", name)
         if not touched:
-            log.warning(
-                "nothing moved at this adjustment: raise alpha or the interval if this goes on (it is normal at alpha=0)"
-            )
+            log.warning("nothing moved at this adjustment: normal at alpha=0, else raise alpha or the interval")
         if change > LARGEST_CHANGE:
             message = f"the adjustment moved a weight of {worst} by {change:.1e} relative"
             if isinstance(network.quantizer(worst), BitPlaneQuantizer) and network.quantizer(worst).clip_always:
                 log.warning("%s (the 2021 code's clip against growth, which this quantizer repeats)", message)
             else:
-                raise RuntimeError(f"{message}; it must not exceed {LARGEST_CHANGE}. This is a defect, please report it")
+                raise RuntimeError(
+                    f"{message}; it must not exceed {LARGEST_CHANGE}. This is a defect, please report it"
+                )
 
 
 def _plane_norms(module: QuantModule) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 import lightning as L
 import torch
 
+from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import QuantModule
 
 
@@ -26,7 +27,7 @@ class RangeCalibration(L.Callback):
             self.calibrate_(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def calibrate_(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+    def calibrate_(self, module: L.LightningModule, datamodule: ImageDataModule) -> None:
         """Records the ranges now, in float32."""
         assert isinstance(module, QuantModule)
         if not self.num_batches or not module.network.act_precision:

@@ -10,7 +10,7 @@ import lightning as L
 from bsq_lightning.files import append_line, cut_lines, write_whole
 from bsq_lightning.module import STAGES, QuantModule
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "stage", "epoch", "step", "lr", "train/loss", "train/penalty", "train/acc", "val/loss", "val/acc", "val/top5",
     "mean_precision", "compression_paper", "compression_signed", "compression_model", "seconds",
 )  # fmt: skip

@@ -20,7 +20,9 @@ from bsq_lightning.scheme import Scheme
 
 # Lightning announces devices and tips at every Trainer, twice under Hydra's logging; a run makes five of them.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message="(?s).*(does not have many workers|exists and is not empty|smaller than the logging)")
+warnings.filterwarnings(
+    "ignore", message="(?s).*(does not have many workers|exists and is not empty|smaller than the logging)"
+)
 
 _NOT_ARGUMENTS = ("weights", "shortcuts", "float_activations")
 _REFUSED_CALLBACKS = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
@@ -35,7 +37,9 @@ def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> n
         model["weights"] = weights
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*init_weights.*")
-        net = instantiate(OmegaConf.create(model), **({} if "num_classes" in model or named else {"num_classes": num_classes}))
+        net = instantiate(
+            OmegaConf.create(model), **({} if "num_classes" in model or named else {"num_classes": num_classes})
+        )
     if with_weights and weights and not named:
         load_float_weights(net, weights)
     return net
@@ -57,6 +61,8 @@ def build_network(cfg: DictConfig, net: nn.Module, stage: str) -> QuantizedNetwo
         skip=quant.skip,
         float_activations=quant.float_activations,
         quantized_biases=quant.quantized_biases,
+        clamped=quant.clamped,
+        clamp=quant.clamp[stage],
     )
 
 

@@ -42,8 +42,9 @@ def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
             return task(*args, **kwargs)
         except (ValueError, FileNotFoundError, PermissionError) as error:
             from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
 
-            if HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra reports the failing job and stops the sweep
             logging.getLogger("bsq_lightning").error("%s", error)
             logging.getLogger("bsq_lightning").debug("where", exc_info=True)

@@ -53,8 +53,8 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
             seconds = _seconds_per_step(module, datamodule)
             steps = len(datamodule.train_dataloader()) * cfg.stages[stage].epochs
             total += seconds * steps
-            what = f"{cfg.stages[stage].epochs} epochs, {steps} steps, {1000 * seconds:.0f} ms each, about {_span(seconds * steps)}"
-            rows.append((f"stage {stage}", what))
+            each = f"{1000 * seconds:.0f} ms each, about {_span(seconds * steps)}"
+            rows.append((f"stage {stage}", f"{cfg.stages[stage].epochs} epochs, {steps} steps, {each}"))
             rows.extend(_layers(module) if stage != "float" else [])
     if cfg.reg and "bits" not in stages:
         rows.append(("regularizer", "not used: there is no stage with bit planes"))

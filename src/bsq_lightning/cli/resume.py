@@ -6,7 +6,9 @@ import sys
 from bsq_lightning.cli.run_folder import RunFolder
 
 #: Paths, devices and loggers; everything else is part of what the run is.
-ALLOWED = re.compile(r"^\+{0,2}(data\.root|data\.num_workers|trainer\.(accelerator|devices|num_nodes|enable_progress_bar)|logger[.=]|preflight=|hydra\.)")
+ALLOWED = re.compile(
+    r"^\+{0,2}(data\.root|data\.num_workers|trainer\.(accelerator|devices|num_nodes|enable_progress_bar)|logger[.=]|preflight=|hydra\.)"
+)
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:

@@ -1,9 +1,9 @@
 """The run folder: a contract that other commands read.
 
-    .hydra/config.yaml      what was asked            metrics.csv         every epoch
-    checkpoints/last.ckpt   newest state, its stage   adjustments.jsonl   every adjustment
-    checkpoints/float.ckpt, bits.ckpt                 stages.json         results of the stages that are done
-    scheme.json             bits found                summary.json        written last: the run is finished
+.hydra/config.yaml      what was asked            metrics.csv         every epoch
+checkpoints/last.ckpt   newest state, its stage   adjustments.jsonl   every adjustment
+checkpoints/float.ckpt, bits.ckpt                 stages.json         results of the stages that are done
+scheme.json             bits found                summary.json        written last: the run is finished
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class RunFolder:
             (self.checkpoints / ".writable").unlink()
         except OSError as error:
             raise PermissionError(
-                f"the run folder {self.path} cannot be written ({error.strerror}): choose another with hydra.run.dir=FOLDER"
+                f"the run folder {self.path} cannot be written ({error.strerror}): "
+                "choose another with hydra.run.dir=FOLDER"
             ) from error
 
     def results(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> dict[str, Any]:
     """Runs the planned stages that are not done yet and returns the summary."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)  # the initial weights are drawn below
     network = None
     planned = planned_stages(cfg)
     done = load_checkpoint(folder.last) if folder.last.exists() else None
@@ -62,7 +63,8 @@ def next_network(cfg: DictConfig, network: QuantizedNetwork, stage: str) -> Quan
     """From the network of one stage to that of the next."""
     if not network.names():
         return build_network(cfg, network.net, stage)
-    network.fix_scheme_(instantiate(cfg.quant.finetune))
+    network.fix_scheme_(instantiate(cfg.quant.finetune), lose_biases=cfg.quant.lose_biases)
+    network.clamp = tuple(cfg.quant.clamp[stage])
     return network
 
 
@@ -142,7 +144,9 @@ def summarize(
 
     def accuracies(name: str) -> dict[str, Any] | None:
         row = results.get(name)
-        return {key: row[key] for key in ("val/acc", "val/top5", "test/acc", "test/top5") if key in row} if row else None
+        return (
+            {key: row[key] for key in ("val/acc", "val/top5", "test/acc", "test/top5") if key in row} if row else None
+        )
 
     return {
         "model": cfg.model["_target_"],

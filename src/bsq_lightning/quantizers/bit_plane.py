@@ -52,7 +52,9 @@ class BitPlaneQuantizer(WeightQuantizer):
         if check_precision("quant.precision", precision) > max_precision:
             raise ValueError(f"quant.precision={precision} is above quant.max_precision={max_precision}")
         if not bool(weight.any()):
-            raise ValueError("all weights are zero, so there is no scale to start from: give trained weights or skip it")
+            raise ValueError(
+                "all weights are zero, so there is no scale to start from: give trained weights or skip it"
+            )
         self.clip_always = clip_always
         self.min_precision = min_precision
         weight = weight.detach()
@@ -129,7 +131,7 @@ class BitPlaneQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def adjust_precision_(self) -> None:
-        """Re-quantization: the codes, not the single planes, are rounded and expanded again; then both ends are trimmed.
+        """Re-quantization: the codes, not single planes, are rounded and expanded again; then both ends are trimmed.
 
         A code above ``2^n - 1`` brings one bit more (never beyond max_precision), an empty plane at either end goes,
         and the scale is set so that no weight moves. A tensor of zeros ends at min_precision bits.
@@ -146,9 +148,9 @@ class BitPlaneQuantizer(WeightQuantizer):
         if precision:
             self.scale.copy_(step * 2**shift * levels(precision))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         # Planes come and go with adjustments: the checkpoint, not the live tensor, says how many there are.
         saved = state_dict.get(prefix + "planes")
         if saved is not None and saved.dim() == self.planes.dim() and saved.shape[2:] == self.planes.shape[2:]:
             self.planes.data = self.planes.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

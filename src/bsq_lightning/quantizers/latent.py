@@ -32,12 +32,10 @@ class LatentQuantizer(WeightQuantizer):
 
     Example:
         >>> LatentQuantizer(torch.tensor([0.9, -0.4, 0.1]), precision=1, step=0.9).codes()
-        tensor([ 1., -0.,  0.])
+        tensor([1., -0., 0.])
     """
 
-    def __init__(
-        self, weight: Tensor, precision: int = 8, step: float | str = "max", units: str = "scale"
-    ) -> None:
+    def __init__(self, weight: Tensor, precision: int = 8, step: float | str = "max", units: str = "scale") -> None:
         super().__init__()
         if units not in ("scale", "weight"):
             raise ValueError(f"units must be scale or weight, not {units!r}")

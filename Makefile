@@ -1,0 +1,43 @@
+# make quickstart and make test need Python 3.11, make and a package registry, nothing else.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install quickstart train evaluate test test-slow lint clean
+
+help: ## list of targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@# torch and torchvision by plain name: a CPU-only torch beside the registry's torchvision fails at import
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms"
+	touch $@
+
+install: $(VENV)/.installed ## virtual environment in .venv with everything
+
+quickstart: install ## the whole pipeline on digits, about 2 minutes after installation
+	$(BIN)/python -m bsq_lightning.train experiment=quickstart
+
+train: install ## train with ARGS="model=resnet20 reg.alpha=1e-3"
+	$(BIN)/python -m bsq_lightning.train $(ARGS)
+
+evaluate: install ## test a run again: RUN=FOLDER
+	$(BIN)/python -m bsq_lightning.evaluate run=$(RUN)
+
+lint: install ## ruff, pyright, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: install ## all but the slow tests, at most 10 minutes
+	$(BIN)/python -m pytest
+
+test-slow: install ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,30 @@
+"""Runs the commands as a user does, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+#: A few seconds of every stage on digits with a tiny ResNet.
+TINY = [
+    "experiment=quickstart", "model._target_=bsq_lightning.models.ResNetCifar", "+model.depth=8", "data.limit_train=256",
+    "data.batch_size=64", "stages.float.epochs=1", "stages.bits.epochs=4", "stages.bits.adjust_every_n_epochs=2",
+    "stages.finetune.epochs=2", "reg.alpha=20", "stages.bits.optimizer.weight_decay=0.05", "~model.shortcut",
+]  # fmt: skip
+
+
+def start(module: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"bsq_lightning.{module}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
+    )
+
+
+def run(module: str, *arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
+    process = start(module, *arguments, cwd=cwd, **environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output

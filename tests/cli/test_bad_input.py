@@ -1,0 +1,101 @@
+"""What a user gets for a mistake: one message with cause and remedy, before training, and nothing written over."""
+
+import io
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from bsq_lightning.callbacks import load_checkpoint
+from tests.cli.commands import TINY, run
+
+CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "negative alpha": (["reg.alpha=-1"], ["reg.alpha must be a number that is not negative", "-1"]),
+    "alpha that is no number": (["reg.alpha=strong"], ["reg.alpha must be a number", "'strong'"]),
+    "precision too large": (["quant.precision=17", "quant.max_precision=17"], ["from 1 to 16", "17"]),
+    "precision not whole": (["quant.precision=2.5"], ["whole number of bits", "2.5"]),
+    "unknown override": (["reg.alhpa=1"], ["Could not override 'reg.alhpa'"]),
+    "pattern that matches nothing": (["quant.skip=[nope]"], ["quant.skip: the pattern 'nope' matches nothing", "conv1"]),
+    "missing data": (["data=cifar10", "data.root=/nonexistent", "data.download=false"], ["data.root", "data=digits"]),
+    "missing weights": (["model.weights=/nonexistent.pt"], ["/nonexistent.pt"]),
+    "missing scheme": (["quant=from_scheme", "scheme=/nonexistent.json"], ["no scheme file at /nonexistent.json"]),
+    "unwritable folder": (["hydra.run.dir=/proc/run"], ["/proc/run"]),
+    "bf16-true": (["trainer.precision=bf16-true"], ["bf16-mixed", "silently"]),
+    "fsdp": (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "use ddp"]),
+    "averaging": (
+        ["+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}"],
+        ["StochasticWeightAveraging writes weights of its own"],
+    ),
+    "adam for planes": (
+        ["stages.bits.optimizer={_target_: torch.optim.Adam, _partial_: true, lr: 0.1}", "~stages.bits.optimizer.momentum"],
+        ["trained by plain SGD"],
+    ),
+    "interval": (["stages.bits.adjust_every_n_epochs=0"], ["adjustment interval must be a positive number"]),
+    "fewer outputs than classes": (["+model.num_classes=5"], ["5 outputs", "num_classes"]),
+    "nothing to do": (["quant=none", "stages.float.epochs=0"], ["no stage has epochs"]),
+    "wrong target": (["model._target_=no.such.Net"], ["no.such.Net"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CASES.values(), ids=CASES.keys())
+def test_one_message_before_training(overrides: Sequence[str], expected: Sequence[str], tmp_path: Path) -> None:
+    where = [] if any(o.startswith("hydra.run.dir") for o in overrides) else [f"hydra.run.dir={tmp_path / 'run'}"]
+    code, output = run("train", *TINY, *where, *overrides, cwd=tmp_path)
+    assert code == 1, output
+    for part in expected:
+        assert part in output, output
+    assert "starts at epoch" not in output
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("what", ["hostile", "truncated", "foreign"])
+def test_checkpoints_are_read_without_running_them(what: str, tmp_path: Path) -> None:
+    path, marker = tmp_path / "last.ckpt", tmp_path / "payload ran"
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.ones(100)}, "stage": "bits", "epoch": 0}, buffer)
+    if what == "hostile":
+        path.write_bytes(pickle.dumps(Payload(marker)))
+        with pytest.raises(ValueError, match="executed"):
+            load_checkpoint(path)
+        torch.save({"stage": Payload(marker)}, path)
+    elif what == "truncated":
+        path.write_bytes(buffer.getvalue()[:-200])
+    else:
+        torch.save({"a": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="last.ckpt"):
+        load_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    bad = ["stages.float.epochs=3", "stages.float.scheduler=null", "stages.float.optimizer.lr=1e30"]
+    code, output = run("train", *TINY, *bad, f"hydra.run.dir={folder}")
+    assert code != 0
+    assert "the loss became NaN or infinite at step" in output
+    assert not (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_resume_from_another_architecture_and_from_a_damaged_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, output = run("train", *TINY, "quant=none", f"hydra.run.dir={folder}")
+    assert code == 0, output
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("depth: 8", "depth: 14"))
+    code, output = run("train", f"resume={folder}")
+    assert code == 1 and "is from another architecture" in output, output
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    code, output = run("train", f"resume={folder}")
+    assert code == 1 and "cannot be read as a checkpoint" in output, output
