@@ -1,5 +1,5 @@
 # make quickstart and make test need Python 3.11, make and a package registry, nothing else.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 

@@ -17,7 +17,9 @@ def test_resnet20_has_the_papers_number_of_weights() -> None:
     plain = QuantizedNetwork(resnet20(), BitPlaneQuantizer, skip=["*.downsample.0"]).scheme()
     assert plain.size == 268_336
     assert plain.compression("paper") == 4.0
-    reference = QuantizedNetwork(resnet20(), BitPlaneQuantizer, skip=["*.downsample.0"], quantized_biases=["fc"]).scheme()
+    reference = QuantizedNetwork(
+        resnet20(), BitPlaneQuantizer, skip=["*.downsample.0"], quantized_biases=["fc"]
+    ).scheme()
     assert (reference.size, reference.bits("paper")) == (268_346, 2_146_768)
 
 

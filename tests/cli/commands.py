@@ -7,9 +7,9 @@ from pathlib import Path
 
 #: A few seconds of every stage on digits with a tiny ResNet.
 TINY = [
-    "experiment=quickstart", "model._target_=bsq_lightning.models.ResNetCifar", "+model.depth=8", "data.limit_train=256",
-    "data.batch_size=64", "stages.float.epochs=1", "stages.bits.epochs=4", "stages.bits.adjust_every_n_epochs=2",
-    "stages.finetune.epochs=2", "reg.alpha=20", "stages.bits.optimizer.weight_decay=0.05", "~model.shortcut",
+    "experiment=quickstart", "model._target_=bsq_lightning.models.ResNetCifar", "+model.depth=8", "~model.shortcut",
+    "data.limit_train=256", "data.batch_size=64", "reg.alpha=20", "stages.bits.optimizer.weight_decay=0.05",
+    "stages.float.epochs=1", "stages.bits.epochs=4", "stages.bits.adjust_every_n_epochs=2", "stages.finetune.epochs=2",
 ]  # fmt: skip
 
 

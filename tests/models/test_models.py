@@ -169,3 +169,15 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, as_zip: bool) -> None:
     with pytest.raises(ValueError, match="hostile.pt.*only plain tensors|hostile.pt.*Only plain tensors"):
         load_float_weights(resnet20(), tmp_path / "hostile.pt")
     assert not marker.exists()
+
+
+def test_safetensors_are_read_too(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source, target = resnet20(), resnet20()
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    load_float_weights(target, tmp_path / "weights.safetensors")
+    assert torch.equal(source.fc.weight, target.fc.weight)
+    (tmp_path / "weights.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="weights.safetensors"):
+        load_float_weights(target, tmp_path / "weights.safetensors")

@@ -21,7 +21,7 @@ from bsq_lightning.scheme import Scheme
 # Lightning announces devices and tips at every Trainer, twice under Hydra's logging; a run makes five of them.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings(
-    "ignore", message="(?s).*(does not have many workers|exists and is not empty|smaller than the logging)"
+    "ignore", message="(?s).*(does not have many workers|LeafSpec|exists and is not empty|smaller than the logging)"
 )
 
 _NOT_ARGUMENTS = ("weights", "shortcuts", "float_activations")

@@ -1,6 +1,7 @@
 """Everything that can go wrong later is tried before the first epoch: build, load, one real step, write."""
 
 import copy
+import resource
 import time
 from typing import Any
 
@@ -58,6 +59,8 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
             rows.extend(_layers(module) if stage != "float" else [])
     if cfg.reg and "bits" not in stages:
         rows.append(("regularizer", "not used: there is no stage with bit planes"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows.append(("memory", f"{peak:.0f} MB at the peak of one step of each stage, in this process"))
     rows.append(("training in all", f"about {_span(total)} on this machine"))
     rows.append(("run folder", f"{folder.path} (writable)"))
     table = Table(title="preflight", show_header=False, title_justify="left")
@@ -87,10 +90,10 @@ def _seconds_per_step(module: QuantModule, datamodule: ImageDataModule) -> float
         started = time.monotonic()
         output = module(images)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
-        if logits.shape[-1] <= int(labels.max()):
+        if logits.shape[-1] != datamodule.num_classes:
             raise ValueError(
-                f"the model has {logits.shape[-1]} outputs, but the data has labels up to {int(labels.max())}: "
-                "set the model's num_classes to the data's"
+                f"the model has {logits.shape[-1]} outputs, but the data has {datamodule.num_classes} classes: they "
+                "must agree (the model's num_classes follows the data unless it or a torchvision weights name is given)"
             )
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # Our checkpoints keep the network under this name, beside tensors that are not part of it.
@@ -20,7 +22,7 @@ def load_float_weights(net: nn.Module, path: str | Path) -> None:
 
     Args:
         net: a network with the parameter and buffer names and shapes of the file.
-        path: the file, as ``torch.save`` wrote it. Nothing in it is executed.
+        path: the file, as ``torch.save`` or safetensors (``*.safetensors``) wrote it. Nothing in it is executed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -40,8 +42,12 @@ def load_float_weights(net: nn.Module, path: str | Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    content: Any
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch fail in many ways, and all mean the same to the reader
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(

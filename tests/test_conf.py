@@ -1,0 +1,93 @@
+"""Configs are code: every file composes, every target exists, every network and schedule can be built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from bsq_lightning.cli.build import build_callbacks, build_module, build_net, build_network, planned_stages
+from bsq_lightning.cli.config import CONF_DIR
+
+FILES = sorted(
+    (path.parent.name, path.stem)
+    for path in Path(CONF_DIR).glob("*/*.yaml")
+    if path.parent.name != "hydra" and path.stem not in ("timm", "custom")
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [target for value in node.values() for target in targets(value)]
+    return [target for value in node for target in targets(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=["=".join(pair) for pair in FILES])
+def test_every_file_composes_and_its_targets_exist(group: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BSQ_DATA", raising=False)
+    cfg = composed(f"{group}={name}")
+    for target in targets(OmegaConf.to_container(cfg, resolve=True)):
+        if "TensorBoard" not in target:
+            get_object(target)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg19_bn", "resnet18",
+                                  "resnet50", "mobilenet_v2", "inception_v3"])  # fmt: skip
+def test_every_model_is_built_and_quantized_with_its_default_patterns(name: str) -> None:
+    cfg = composed(f"model={name}")
+    with torch.device("meta"):
+        net = build_net(cfg, num_classes=10)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    sizes = {n: p.numel() for n, p in net.named_parameters()}
+    assert sum(sizes.values()) > 200_000
+    if name in ("resnet20", "vgg19_bn", "resnet18"):
+        network = build_network(cfg, build_net(cfg, num_classes=10), "bits")
+        assert network.scheme().mean_precision == 8
+
+
+def test_timm_models_by_name() -> None:
+    pytest.importorskip("timm")
+    cfg = composed("model=timm", "model.model_name=resnet10t", "quant.act_precision=0")
+    network = build_network(cfg, build_net(cfg, num_classes=7), "bits")
+    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_a_users_own_class() -> None:
+    cfg = composed("model=custom", "model._target_=bsq_lightning.models.ResNetCifar", "+model.depth=8")
+    assert build_network(cfg, build_net(cfg, num_classes=3), "bits").scheme().size > 0
+
+
+@pytest.mark.parametrize("quant", ["bsq", "bsq_reference", "uniform"])
+def test_every_stage_of_every_method_is_built(quant: str, tmp_path: Path) -> None:
+    cfg = composed(f"quant={quant}", "experiment=quickstart")
+    planned = planned_stages(cfg)
+    assert planned == (["float", "finetune"] if quant == "uniform" else ["float", "bits", "finetune"])
+    assert [type(c).__name__ for c in build_callbacks(cfg, tmp_path)] == [
+        "PrecisionAdjustment", "RangeCalibration", "RunRecorder", "EpochLine", "ModelCheckpoint",
+    ]  # fmt: skip
+    for stage in planned:
+        network = build_network(cfg, build_net(cfg, num_classes=10), stage)
+        module = build_module(cfg, network, stage, 10)
+        assert module.configure_optimizers()
+
+
+def test_uniform_is_8_bits_at_both_ends() -> None:
+    cfg = composed("quant=uniform", "quant.precision=2")
+    precisions = build_network(cfg, build_net(cfg, num_classes=10), "finetune").scheme().precisions()
+    assert precisions.pop("conv1") == precisions.pop("fc") == 8
+    assert set(precisions.values()) == {2}
+
+
+def test_none_files_are_empty() -> None:
+    for path in Path(CONF_DIR).glob("*/none.yaml"):
+        assert not path.read_text().strip()
