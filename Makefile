@@ -30,7 +30,7 @@ evaluate: install ## test a run again: RUN=FOLDER
 lint: install ## ruff, pyright, import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 test: install ## all but the slow tests, at most 10 minutes
