@@ -55,6 +55,11 @@ def test_every_model_is_built_and_quantized_with_its_default_patterns(name: str)
         assert network.scheme().mean_precision == 8
 
 
+def test_shortcut_a_has_no_shortcut_layers_to_skip() -> None:
+    cfg = composed("model.shortcut=A")
+    assert build_network(cfg, build_net(cfg, num_classes=10), "bits").scheme().size == 268_336
+
+
 def test_timm_models_by_name() -> None:
     pytest.importorskip("timm")
     cfg = composed("model=timm", "model.model_name=resnet10t", "quant.act_precision=0")

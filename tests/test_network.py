@@ -31,7 +31,7 @@ def test_network_part_loads_strict_into_the_plain_architecture() -> None:
 
 
 def test_patterns_that_match_nothing_are_errors() -> None:
-    for argument in ("skip", "float_activations", "quantized_biases", "clamped"):
+    for argument in ("skip", "float_activations", "quantized_biases"):
         with pytest.raises(ValueError, match="the pattern 'nothing' matches nothing"):
             QuantizedNetwork(TinyNet(), BitPlaneQuantizer, relu6_or_pact, act_precision=4, **{argument: ["nothing"]})
 
@@ -72,6 +72,11 @@ def test_foreign_networks_are_quantized_at_the_inputs() -> None:
     network.net.layer1[0].conv1.register_forward_pre_hook(lambda m, args: values.update(args[0].unique().tolist()))
     network(torch.randn(1, 3, 32, 32))
     assert 1 < len(values) <= 16
+    # A float first layer is no reason to leave the second one's input float.
+    network = QuantizedNetwork(
+        torchvision.models.resnet18(num_classes=5), BitPlaneQuantizer, relu6_or_pact, act_precision=4, skip=["conv1"]
+    )
+    assert "layer1/0/conv1" in network.activation_quantizers
 
 
 def test_a_write_from_outside_is_noticed_by_name() -> None:
@@ -94,7 +99,8 @@ def test_activation_quantizers() -> None:
         quantizer.observing = False
         fixed = quantizer(x)
         assert torch.equal(fixed[2:], quantizer(x[2:])), "with a fixed range a batch does not change its neighbours"
-        assert torch.equal(quantizer(torch.zeros(3)), torch.zeros(3))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            assert torch.equal(quantizer(torch.zeros(3, dtype=dtype)), torch.zeros(3, dtype=dtype))
     pact = PACT(2, clip=5.0)
     pact(x).sum().backward()
     assert float(pact.alpha.grad) == float((x > 5).sum())

@@ -10,23 +10,25 @@ from bsq_lightning.cli.config import CONF_DIR, plain_errors
 def evaluate(cfg: DictConfig) -> float:
     """Tests the newest checkpoint of a run folder and compares with its summary."""
     from bsq_lightning.callbacks import load_checkpoint
-    from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer
+    from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer, load_state
     from bsq_lightning.cli.run_folder import RunFolder
     from bsq_lightning.cli.stages import first_network
 
     folder = RunFolder.existing(cfg.run)
     run = OmegaConf.load(folder.config)
     assert isinstance(run, DictConfig)
-    if cfg.data_root is not None:
-        run.data.root = cfg.data_root
+    if cfg.data.root is not None:
+        run.data.root = cfg.data.root
+    if cfg.trainer.accelerator is not None:
+        run.trainer.accelerator = cfg.trainer.accelerator
     checkpoint = load_checkpoint(folder.last)
     datamodule = build_datamodule(run)
     network = first_network(run, checkpoint["stage"], datamodule, restored=True)
     module = build_module(run, network, checkpoint["stage"], datamodule.num_classes)
-    module.load_state_dict(checkpoint["state_dict"])
+    load_state(module, checkpoint, folder.last)
     result = build_test_trainer(run).test(module, datamodule, verbose=False)[0]
     accuracy = result["test/acc"]
-    recorded = folder.summary()["accuracy"]["final"]["test/acc"] if (folder.path / "summary.json").exists() else None
+    recorded = folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else None
     print(f"test accuracy {accuracy!r} (stage {checkpoint['stage']}, epoch {checkpoint['epoch'] + 1})")
     print("the run is not finished: no summary to compare with" if recorded is None else f"summary.json {recorded!r}")
     return accuracy

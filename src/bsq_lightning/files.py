@@ -11,7 +11,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """Writes beside the target, flushes to disk and renames: a reader or a crash sees the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

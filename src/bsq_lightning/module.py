@@ -1,6 +1,7 @@
 """The LightningModule: network, loss, metrics, optimizer. One for all stages and all methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -18,7 +20,20 @@ STAGES = ("float", "bits", "finetune")
 AUXILIARY_WEIGHT = 0.4  # of Inception's second head (Szegedy et al., 2016, as torchvision's recipe has it)
 
 
-class NonFiniteLossError(RuntimeError):
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; every submodule gets its own mode back."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
+
+
+class NonFiniteLossError(ValueError):
     """The loss became NaN or infinite."""
 
 
@@ -112,7 +127,10 @@ class QuantModule(L.LightningModule):
             optimizer = self._optimizer([p for p in self.network.parameters() if p.requires_grad])
         if self._scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        scheduler = self._scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau would choose by validation images; use a schedule by epochs")
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_epoch_start(self) -> None:
         self.network.forget_ranges_()
@@ -136,7 +154,7 @@ class QuantModule(L.LightningModule):
         if step >= 0:
             raise NonFiniteLossError(
                 f"the loss became NaN or infinite at step {step} of stage {self.stage}: lower its learning rate "
-                f"(stages.{self.stage}.optimizer.lr) or alpha. The last checkpoint is from before that step."
+                f"(stages.{self.stage}.optimizer.lr) or alpha. Any checkpoint is from before that step."
             )
 
     def on_validation_epoch_start(self) -> None:

@@ -1,6 +1,7 @@
 """A plain network with quantizers beside it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bsq_lightning.quantizers import ActivationQuantizer, WeightQuantizer
+from bsq_lightning.quantizers.base import check_precision
 from bsq_lightning.scheme import LayerScheme, Scheme
 
 QUANTIZED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -33,7 +35,7 @@ class QuantizedNetwork(nn.Module):
         float_activations: name patterns of activations that stay float.
         quantized_biases: name patterns of layers whose bias is quantized too (none by default).
         clamped: name patterns of float parameters, those of activation quantizers included, that every step clamps to
-            ``clamp``; only to repeat what the 2021 code does to shortcuts.
+            ``clamp``; only to repeat what the 2021 code does to shortcuts and PACT. They need not match anything.
         clamp: the bounds.
 
     Raises:
@@ -73,6 +75,9 @@ class QuantizedNetwork(nn.Module):
         self.act_precision = act_precision if weight is not None and activation is not None else 0
         if weight is None:
             return
+        check_precision("quant.precision", precision)
+        if first_last_precision is not None:
+            check_precision("quant.first_last_precision", first_last_precision)
         tensors = self._choose(skip, quantized_biases)
         bits = dict.fromkeys(tensors, precision)
         if first_last_precision is not None and tensors:
@@ -84,6 +89,10 @@ class QuantizedNetwork(nn.Module):
             bits = dict(precisions)
         for name, tensor in tensors.items():
             try:
+                if bits[name] and not bool(tensor.any()):
+                    raise ValueError(
+                        "all weights are zero, so there is no step to choose: give trained weights or skip it"
+                    )
                 self.weight_quantizers[_key(name)] = weight(tensor, precision=bits[name])
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
@@ -91,7 +100,6 @@ class QuantizedNetwork(nn.Module):
             self._hook_activations(activation, float_activations)
         self.clamp = tuple(clamp)
         floats = {name: p for name, p in self.named_parameters() if name.removeprefix("net.") not in tensors}
-        _all_match("quant.clamped", clamped, floats)
         self._clamped = [name for name in floats if any(fnmatchcase(name, pattern) for pattern in clamped)]
         self.write_weights_()
 
@@ -132,8 +140,8 @@ class QuantizedNetwork(nn.Module):
     def _hook_activations(self, build: Callable[..., ActivationQuantizer], stay_float: Sequence[str]) -> None:
         self.at_inputs = not getattr(self.net, "relu_per_use", False)
         if self.at_inputs:
-            layers = [name for name in self.names() if not name.endswith(".bias")]
-            sites = layers[1:]  # the first layer takes the image
+            layers = [name for name, module in self.net.named_modules() if isinstance(module, QUANTIZED_TYPES)]
+            sites = [name for name in layers[1:] if name in self.names()]  # the first layer takes the image
         else:
             sites = [name for name, module in self.net.named_modules() if isinstance(module, nn.ReLU)]
         _all_match("quant.float_activations", stay_float, sites)
@@ -209,12 +217,17 @@ class QuantizedNetwork(nn.Module):
             self.weight_quantizers[_key(name)] = new
         self.write_weights_()
 
-    def set_observing(self, on: bool) -> None:
-        """Starts (forgetting what was seen) or ends the recording of activation ranges."""
-        for quantizer in self.activation_quantizers.values():
-            if on:
-                quantizer.range.zero_()  # type: ignore[operator]
-            quantizer.observing = on  # type: ignore[assignment]
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Records the ranges of activations anew in every forward pass inside."""
+        self.forget_ranges_()
+        try:
+            for quantizer in self.activation_quantizers.values():
+                quantizer.observing = True  # type: ignore[assignment]
+            yield
+        finally:
+            for quantizer in self.activation_quantizers.values():
+                quantizer.observing = False  # type: ignore[assignment]
 
     def forget_ranges_(self) -> None:
         """Back to the batch's own range."""

@@ -29,7 +29,8 @@ class LatentOptimizer(Optimizer):
     Its parameter groups hold every trainable parameter of the network, quantized weights included, so clipping,
     accumulation, GradScaler and schedulers act as on a float network. The configured optimizer itself runs over the
     float parameters and the latents of fixed-precision quantizers; bit planes take their own exact SGD step, whose
-    gradients are of rank one and are never stored. A missing gradient counts as zero: decay and momentum go on.
+    gradients are of rank one and are never stored. A quantized weight without a
+    gradient counts as one of zero: decay and momentum of its latents go on.
 
     Args:
         network: the network; its quantized weights are rewritten at every step.

@@ -16,23 +16,31 @@ from bsq_lightning.cli.resume import rewrite_command_line
 
 @plain_errors
 def train(cfg: DictConfig) -> float:
-    """Runs one config and returns the objective: final test accuracy where nothing else is left to select on."""
+    """Runs one config and returns its final test accuracy. A finished run is shown again, not repeated."""
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
+    from bsq_lightning.cli.build import check_settings
     from bsq_lightning.cli.preflight import preflight
     from bsq_lightning.cli.run_folder import RunFolder
+    from bsq_lightning.cli.settled import settle
     from bsq_lightning.cli.stages import run_stages
     from bsq_lightning.cli.tables import print_summary
     from bsq_lightning.files import write_whole
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    check_settings(cfg)
+    folder.check_writable()
+    cfg = settle(cfg, folder)
+    if folder.is_finished:
+        summary = folder.summary()
+        print_summary(folder, summary)
+        return summary["accuracy"]["final"]["test/acc"]
     datamodule = preflight(cfg, folder)
     if cfg.preflight == "only":
         return float("nan")
     summary = run_stages(cfg, folder, datamodule)
     write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
     print_summary(folder, summary)
-    final = summary["accuracy"]["final"]
-    return final.get("val/acc", final["test/acc"])
+    return summary["accuracy"]["final"]["test/acc"]
 
 
 def main() -> None:

@@ -21,9 +21,17 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "pattern that matches nothing": (["quant.skip=[no]"], ["quant.skip: the pattern 'no' matches nothing", "conv1"]),
     "missing data": (["data=cifar10", "data.root=/nonexistent", "data.download=false"], ["data.root", "data=digits"]),
     "missing weights": (["model.weights=/nonexistent.pt"], ["/nonexistent.pt"]),
-    "missing scheme": (["quant=from_scheme", "scheme=/nonexistent.json"], ["no scheme file at /nonexistent.json"]),
+    "missing scheme": (["quant=from_scheme", "reg=none", "scheme=/no.json"], ["no scheme file at /no.json"]),
     "unwritable folder": (["hydra.run.dir=/proc/run"], ["/proc/run"]),
     "bf16-true": (["trainer.precision=bf16-true"], ["bf16-mixed", "silently"]),
+    "several devices": (["trainer.devices=2"], ["several devices are not supported yet"]),
+    "no validation batches": (["trainer.limit_val_batches=0"], ["data.val_split=0"]),
+    "preflight": (["preflight=onyl"], ["preflight is run or only"]),
+    "scheme for another method": (["scheme=some.json"], ["quant=from_scheme only"]),
+    "from_scheme without a scheme": (["quant=from_scheme", "reg=none"], ["needs scheme=FILE"]),
+    "missing value": (["model=timm", "~model.depth"], ["model_name"]),
+    "zero bits": (["quant=uniform", "reg=none", "quant.precision=0"], ["quant.precision must be a whole number"]),
+    "no checkpoints": (["callbacks.checkpoint=null"], ["callbacks.checkpoint cannot be removed"]),
     "fsdp": (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "use ddp"]),
     "averaging": (
         ["+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}"],
@@ -91,7 +99,7 @@ def test_resume_from_another_architecture_and_from_a_damaged_checkpoint(tmp_path
     folder = tmp_path / "run"
     code, output = run("train", *TINY, "quant=none", f"hydra.run.dir={folder}")
     assert code == 0, output
-    config = folder / ".hydra" / "config.yaml"
+    config = folder / "config.yaml"
     config.write_text(config.read_text().replace("depth: 8", "depth: 14"))
     code, output = run("train", f"resume={folder}")
     assert code == 1 and "is from another architecture" in output, output

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.cli.resume import resume_arguments
 from tests.cli.commands import TINY, run, start
 
 
@@ -81,7 +82,7 @@ def test_evaluate_gives_the_summarys_accuracy_to_the_last_digit(undisturbed: Pat
 def test_run_folder_is_complete(undisturbed: Path) -> None:
     names = {str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*") if path.is_file()}
     assert {
-        ".hydra/config.yaml", "checkpoints/last.ckpt", "checkpoints/float.ckpt", "checkpoints/bits.ckpt",
+        ".hydra/config.yaml", "config.yaml", "checkpoints/last.ckpt", "checkpoints/float.ckpt", "checkpoints/bits.ckpt",
         "scheme.json", "metrics.csv", "adjustments.jsonl", "summary.json", "stages.json",
     } <= names  # fmt: skip
     assert not [name for name in names if ".tmp" in name]
@@ -110,6 +111,24 @@ def test_resume_refuses_what_would_make_it_another_run(undisturbed: Path) -> Non
     code, output = run("train", f"resume={undisturbed}", "reg.alpha=1", "seed=7")
     assert code == 1
     assert "reg.alpha=1 (the folder has 20)" in output and "seed=7 (the folder has 1)" in output
+
+
+@pytest.mark.parametrize("argument", ["~callbacks.precision_adjustment", "hydra.run.dir=elsewhere", "-m", "seed=2"])
+def test_resume_arguments_that_change_the_run_are_refused(argument: str, undisturbed: Path) -> None:
+    with pytest.raises(ValueError, match="a resumed run keeps its config"):
+        resume_arguments([f"resume={undisturbed}", argument])
+
+
+def test_a_logger_can_be_added_on_resume(undisturbed: Path) -> None:
+    code, output = run("train", f"resume={undisturbed}", "logger=none", "trainer.enable_progress_bar=false")
+    assert code == 0, output
+
+
+def test_another_run_in_the_same_folder_is_refused(undisturbed: Path) -> None:
+    before = (undisturbed / "config.yaml").read_text()
+    code, output = run("train", *TINY, f"hydra.run.dir={undisturbed}", "seed=2")
+    assert code == 1 and "seed: 1 there, 2 now" in output, output
+    assert (undisturbed / "config.yaml").read_text() == before
 
 
 def test_resume_of_no_run_folder(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a person sees while it trains."""
 
 import logging
-import sys
 
 import lightning as L
 
@@ -11,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochLine(L.Callback):
-    """Mean bits and compression in the progress bar; one line an epoch where there is no terminal for a bar."""
+    """Mean bits and compression in the progress bar; one line an epoch where there is no bar."""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
@@ -25,7 +24,11 @@ class EpochLine(L.Callback):
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if sys.stdout.isatty() or not trainer.is_global_zero or not isinstance(pl_module, QuantModule):
+        if (
+            trainer.progress_bar_callback is not None
+            or not trainer.is_global_zero
+            or not isinstance(pl_module, QuantModule)
+        ):
             return
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         parts = [f"{pl_module.stage} {trainer.current_epoch + 1}/{trainer.max_epochs}"]

@@ -10,7 +10,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 
 from bsq_lightning.files import append_line, cut_lines
-from bsq_lightning.module import STAGES, QuantModule
+from bsq_lightning.module import STAGES, QuantModule, evaluating
 from bsq_lightning.ops.bit_planes import plane_squares
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import BitPlaneQuantizer
@@ -117,7 +117,6 @@ def _largest_change(module: QuantModule, old: list[torch.Tensor]) -> tuple[float
     return worst
 
 
-@torch.no_grad()
 def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:
     """Validation accuracy of the live network; validation itself ran before the adjustment."""
     loader: Any = trainer.val_dataloaders
@@ -125,13 +124,10 @@ def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:
         return None
     classes = module.metrics["val_acc"].num_classes  # type: ignore[union-attr]
     metric = MulticlassAccuracy(classes, average="micro").to(module.device)  # type: ignore[arg-type]
-    module.eval()
-    for i, batch in enumerate(loader):
-        if i >= trainer.num_val_batches[0]:
-            break
-        images, labels = trainer.strategy.batch_to_device(batch)
-        with trainer.precision_plugin.forward_context():
-            logits = module(images)
-        metric.update(logits, labels)
-    module.train()
+    with evaluating(module), trainer.precision_plugin.forward_context():
+        for i, batch in enumerate(loader):
+            if i >= trainer.num_val_batches[0]:
+                break
+            images, labels = trainer.strategy.batch_to_device(batch)
+            metric.update(module(images), labels)
     return float(metric.compute())

@@ -1,10 +1,9 @@
 """Fixes the ranges of activations at the end of a stage."""
 
 import lightning as L
-import torch
 
 from bsq_lightning.data import ImageDataModule
-from bsq_lightning.module import QuantModule
+from bsq_lightning.module import QuantModule, evaluating
 
 
 class RangeCalibration(L.Callback):
@@ -26,16 +25,12 @@ class RangeCalibration(L.Callback):
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self.calibrate_(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
-    @torch.no_grad()
     def calibrate_(self, module: L.LightningModule, datamodule: ImageDataModule) -> None:
         """Records the ranges now, in float32."""
         assert isinstance(module, QuantModule)
         if not self.num_batches or not module.network.act_precision:
             return
-        training = module.training
-        module.eval()
-        module.network.set_observing(True)
-        for _, (images, _labels) in zip(range(self.num_batches), datamodule.calibration_dataloader(), strict=False):
-            module(images.to(module.device))
-        module.network.set_observing(False)
-        module.train(training)
+        batches = zip(range(self.num_batches), datamodule.calibration_dataloader(), strict=False)
+        with evaluating(module), module.network.observing():
+            for _, (images, _labels) in batches:
+                module(images.to(module.device))

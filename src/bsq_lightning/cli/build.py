@@ -3,14 +3,17 @@
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from bsq_lightning.callbacks import AtomicCheckpointIO
+from bsq_lightning.callbacks import AtomicCheckpointIO, RunRecorder
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.models import load_float_weights
@@ -32,9 +35,12 @@ def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> n
     """The plain float network, with its float weights where some are given."""
     model = {key: value for key, value in cfg.model.items() if key not in _NOT_ARGUMENTS}
     weights = cfg.model.get("weights")
-    named = with_weights and weights and model["_target_"].startswith("torchvision.") and not Path(weights).exists()
+    # torchvision has names for its weights, DEFAULT or IMAGENET1K_V2; a file has a folder or an ending.
+    named = with_weights and weights and model["_target_"].startswith("torchvision.") and str(weights).isidentifier()
     if named:
         model["weights"] = weights
+    if "pretrained" in model:
+        model["pretrained"] = model["pretrained"] and with_weights
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*init_weights.*")
         net = instantiate(
@@ -45,30 +51,52 @@ def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> n
     return net
 
 
-def build_network(cfg: DictConfig, net: nn.Module, stage: str) -> QuantizedNetwork:
-    """The network with the quantizers of a stage, started from the float weights in ``net``."""
+def has_float_weights(cfg: DictConfig) -> bool:
+    """Whether the model comes with float weights, so that no float stage is needed."""
+    return bool(cfg.model.get("weights") or cfg.model.get("pretrained"))
+
+
+def build_network(cfg: DictConfig, net: nn.Module, stage: str, restored: bool = False) -> QuantizedNetwork:
+    """The network with the quantizers of a stage, started from the float weights in ``net``.
+
+    With ``restored`` a checkpoint will bring weights and precisions, so no file of another run is read.
+    """
     quant = cfg.quant
     if stage == "float" or not quant:
         return QuantizedNetwork(net)
-    return QuantizedNetwork(
+    scheme = Scheme.load(quant.scheme) if quant.scheme and not restored else None
+    network = QuantizedNetwork(
         net,
         weight=instantiate(quant.bits if stage == "bits" else quant.finetune),
         activation=instantiate(quant.activation),
         precision=quant.precision,
-        precisions=Scheme.load(quant.scheme).precisions() if quant.get("scheme") else None,
+        precisions=scheme.precisions() if scheme else None,
         first_last_precision=quant.first_last_precision,
         act_precision=quant.act_precision,
-        skip=quant.skip,
-        float_activations=quant.float_activations,
+        skip=_present(quant.skip, cfg.model.get("shortcuts"), net),
+        float_activations=_present(quant.float_activations, cfg.model.get("float_activations"), net),
         quantized_biases=quant.quantized_biases,
         clamped=quant.clamped,
         clamp=quant.clamp[stage],
     )
+    sizes = {layer.name: layer.size for layer in network.scheme().layers}
+    for layer in scheme.layers if scheme else ():
+        if layer.size != sizes[layer.name]:
+            raise ValueError(
+                f"{quant.scheme}: {layer.name} has {layer.size} weights there and {sizes[layer.name]} here"
+            )
+    return network
+
+
+def _present(patterns: Sequence[str], own: Sequence[str] | None, net: nn.Module) -> list[str]:
+    """Leaves out the model config's own patterns that this variant lacks (a ResNet without convolution shortcuts)."""
+    names = [name for name, _ in net.named_modules()]
+    return [p for p in patterns if p not in (own or ()) or any(fnmatchcase(name, p) for name in names)]
 
 
 def planned_stages(cfg: DictConfig) -> list[str]:
     """The stages that this config runs, in order."""
-    stages = [] if cfg.model.get("weights") else ["float"]
+    stages = [] if has_float_weights(cfg) else ["float"]
     if cfg.quant:
         stages += ["bits"] if cfg.quant.bits else []
         stages += ["finetune"]
@@ -106,6 +134,10 @@ def build_callbacks(cfg: DictConfig, folder: Path) -> list[L.Callback]:
         written = {key: str(folder) for key in ("folder",) if key in config}
         written |= {"dirpath": str(folder / "checkpoints")} if "dirpath" in config else {}
         callbacks.append(instantiate(config, **written))
+    if not {RunRecorder, ModelCheckpoint} <= {type(c) for c in callbacks}:
+        raise ValueError(
+            "callbacks.run_recorder and callbacks.checkpoint cannot be removed: a run could not be resumed"
+        )
     refused = [type(c).__name__ for c in callbacks if type(c).__name__ in _REFUSED_CALLBACKS]
     if refused:
         raise ValueError(
@@ -122,7 +154,8 @@ def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
 
 def build_test_trainer(cfg: DictConfig) -> L.Trainer:
     """A Trainer for test and evaluate: float32, whatever arithmetic trained (bf16 moves codes to their neighbours)."""
-    return build_trainer(cfg, precision="32-true", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    precision = "64-true" if str(cfg.trainer.precision) == "64-true" else "32-true"
+    return build_trainer(cfg, precision=precision, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
 def build_logger(cfg: DictConfig, folder: Path) -> Any:
@@ -150,13 +183,43 @@ def check_settings(cfg: DictConfig) -> None:
         ValueError: arithmetic below 32 bits throughout, or a strategy that splits parameters.
     """
     precision, strategy = str(cfg.trainer.get("precision", "32-true")), str(cfg.trainer.get("strategy", "auto"))
-    if precision.endswith("-true") and not precision.startswith(("32", "64")) or precision in ("transformer-engine",):
+    if (
+        precision.endswith("-true")
+        and not precision.startswith(("32", "64"))
+        or precision.startswith("transformer-engine")
+    ):
         raise ValueError(
             f"trainer.precision={precision} turns planes and latents into {precision.split('-')[0]}, silently: "
             "use bf16-mixed or 16-mixed, which keep them in 32 bits"
         )
+    if cfg.preflight not in ("run", "only"):
+        raise ValueError(f"preflight is run or only, not {cfg.preflight!r}")
+    if cfg.get("scheme") and not (cfg.quant and cfg.quant.scheme):
+        raise ValueError("scheme=FILE is used by quant=from_scheme only: add it, or leave scheme out")
+    if cfg.quant and cfg.quant.act_precision is None:
+        raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
+    if str(cfg.trainer.get("devices", 1)) != "1" or cfg.trainer.get("num_nodes", 1) != 1:
+        raise ValueError("several devices are not supported yet: use trainer.devices=1")
+    for limit in ("limit_val_batches", "limit_test_batches"):
+        if cfg.trainer.get(limit) == 0:
+            raise ValueError(
+                f"trainer.{limit}=0 leaves nothing to report: data.val_split=0 does without validation images"
+            )
     if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "model_parallel")):
         raise ValueError(
             f"trainer.strategy={strategy} splits parameters between devices, and the planes of a weight with them; "
             "not supported yet: use ddp"
         )
+
+
+def load_state(module: QuantModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Loads a checkpoint into a module.
+
+    Raises:
+        ValueError: it is from another architecture; lists the first keys that differ.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{path} is from another architecture than the config: {lines[:400]}") from error

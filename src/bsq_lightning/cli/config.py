@@ -7,6 +7,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 _PACKAGE = Path(__file__).parents[1]
 _CHECKOUT = _PACKAGE.parents[1] / "conf"
 #: ``conf/`` at the top of a checkout; inside the package when installed from a wheel.
@@ -34,20 +36,21 @@ def instantiate(config: Any, **arguments: Any) -> Any:
 
 
 def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows a user's mistake as one message and exit code 1; anything else keeps its traceback."""
+    """Shows a user's mistake as one message and exit code 1 (``hydra.verbose=bsq_lightning`` adds the traceback)."""
 
     @wraps(task)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return task(*args, **kwargs)
-        except (ValueError, FileNotFoundError, PermissionError) as error:
+        except (ValueError, FileNotFoundError, PermissionError, OmegaConfBaseException) as error:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra reports the failing job and stops the sweep
-            logging.getLogger("bsq_lightning").error("%s", error)
-            logging.getLogger("bsq_lightning").debug("where", exc_info=True)
+            log = logging.getLogger("bsq_lightning")
+            log.error("%s", error)
+            log.debug("where", exc_info=True)  # hydra.verbose=bsq_lightning shows it
             sys.exit(1)
 
     return run

@@ -18,7 +18,7 @@ from bsq_lightning.cli.build import (
     build_datamodule,
     build_module,
     build_trainer,
-    check_settings,
+    load_state,
     planned_stages,
 )
 from bsq_lightning.cli.run_folder import RunFolder
@@ -33,8 +33,6 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
     Raises:
         ValueError, FileNotFoundError, PermissionError: the first thing that is wrong, with its remedy.
     """
-    check_settings(cfg)
-    folder.check_writable()
     stages = planned_stages(cfg)
     build_trainer(cfg, max_epochs=1, callbacks=build_callbacks(cfg, folder.path), logger=False)
     datamodule = build_datamodule(cfg)
@@ -45,7 +43,7 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
         first = done["stage"] if done else stages[0]
         network = first_network(cfg, first, datamodule, restored=done is not None)
         if done is not None:
-            _check_fits(build_module(cfg, network, first, datamodule.num_classes), done, folder)
+            load_state(build_module(cfg, network, first, datamodule.num_classes), done, folder.last)
         total = 0.0
         for stage in stages[stages.index(first) :]:
             if stage != first:
@@ -60,8 +58,8 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
     if cfg.reg and "bits" not in stages:
         rows.append(("regularizer", "not used: there is no stage with bit planes"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rows.append(("memory", f"{peak:.0f} MB at the peak of one step of each stage, in this process"))
-    rows.append(("training in all", f"about {_span(total)} on this machine"))
+    rows.append(("memory", f"{peak:.0f} MB was the peak of this process, one step of each stage on the CPU included"))
+    rows.append(("training in all", f"about {_span(total)} on the CPU of this machine"))
     rows.append(("run folder", f"{folder.path} (writable)"))
     table = Table(title="preflight", show_header=False, title_justify="left")
     for key, value in rows:
@@ -69,14 +67,6 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
     # Without a terminal rich assumes 80 columns and folds the folder's name in the middle.
     Console(width=None if Console().is_terminal else 120).print(table)
     return datamodule
-
-
-def _check_fits(module: QuantModule, checkpoint: dict[str, Any], folder: RunFolder) -> None:
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ValueError(f"{folder.last} is from another architecture than the config: {lines[:400]}") from error
 
 
 def _seconds_per_step(module: QuantModule, datamodule: ImageDataModule) -> float:

@@ -1,14 +1,14 @@
 """``resume=FOLDER``: the folder's own config, and only such overrides as cannot change the result."""
 
-import re
 import sys
 
+from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.cli.run_folder import RunFolder
 
-#: Paths, devices and loggers; everything else is part of what the run is.
-ALLOWED = re.compile(
-    r"^\+{0,2}(data\.root|data\.num_workers|trainer\.(accelerator|devices|num_nodes|enable_progress_bar)|logger[.=]|preflight=|hydra\.)"
-)
+ALLOWED = (
+    "data.root", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "trainer.enable_progress_bar", "logger", "preflight", "hydra.verbose",
+)  # fmt: skip
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -16,7 +16,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: not a run folder.
-        ValueError: overrides that would make it another run; lists them with what the folder says.
+        ValueError: arguments that would make it another run; lists them with what the folder has.
     """
     resumed = [argument for argument in arguments if argument.startswith("resume=")]
     if not resumed:
@@ -24,27 +24,27 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     folder = RunFolder.existing(resumed[-1].removeprefix("resume="))
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
     config = OmegaConf.load(folder.config)
-    differences = []
-    for override in others:
-        if override.startswith("-") or "=" not in override or ALLOWED.match(override):
+    overrides, refused = [], []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key == "resume":
             continue
-        key, wanted = override.lstrip("+").split("=", 1)
-        differences.append(f"{key}={wanted} (the folder has {OmegaConf.select(config, key)})")
-    if differences:
+        if not equals or key not in ALLOWED:
+            has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None
+            refused.append(f"{argument} (the folder has {has})" if has is not None else argument)
+        # The folder's config has no defaults list in which a group could be exchanged; it is added instead.
+        overrides.append(f"+logger={value}" if key == "logger" else argument)
+    if refused:
         raise ValueError(
             f"a resumed run keeps its config, only paths, devices and loggers may change; refused: "
-            f"{'; '.join(differences)}. Start a new run instead."
+            f"{'; '.join(refused)}. Start a new run instead."
         )
+    path = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
     return [
-        "--config-path", str(folder.config.parent), "--config-name", "config",
-        f"hydra.run.dir={_quoted(str(folder.path))}", "hydra.output_subdir=null", *others,
+        "--config-path", str(folder.config.parent), "--config-name", "config", "--config-dir", CONF_DIR,
+        f"hydra.run.dir='{path}'", "hydra.output_subdir=null", *overrides,
     ]  # fmt: skip
-
-
-def _quoted(path: str) -> str:
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def rewrite_command_line() -> None:

@@ -1,9 +1,9 @@
 """The run folder: a contract that other commands read.
 
-.hydra/config.yaml      what was asked            metrics.csv         every epoch
-checkpoints/last.ckpt   newest state, its stage   adjustments.jsonl   every adjustment
-checkpoints/float.ckpt, bits.ckpt                 stages.json         results of the stages that are done
-scheme.json             bits found                summary.json        written last: the run is finished
+``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydra/``; ``checkpoints/last.ckpt`` (newest state, its
+stage inside), ``float.ckpt`` and ``bits.ckpt`` (ends of stages); ``metrics.csv`` (every epoch), ``adjustments.jsonl``
+(every adjustment), ``scheme.json`` (bits found), ``stages.json`` (results of the stages that are done), and
+``summary.json``, written last: the run is finished.
 """
 
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class RunFolder:
         """
         folder = cls(Path(path).expanduser().resolve())
         if not folder.config.is_file():
-            raise FileNotFoundError(f"{folder.path} is not a run folder: it has no .hydra/config.yaml")
+            raise FileNotFoundError(f"{folder.path} is not a run folder: it has no config.yaml")
         return folder
 
     @property
     def config(self) -> Path:
-        return self.path / ".hydra" / "config.yaml"
+        return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
@@ -54,6 +54,11 @@ class RunFolder:
                 "choose another with hydra.run.dir=FOLDER"
             ) from error
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run wrote its summary, which it does last."""
+        return (self.path / "summary.json").exists()
+
     def results(self) -> dict[str, Any]:
         """Results by stage, of the stages that are done."""
         path = self.path / "stages.json"
@@ -71,10 +76,9 @@ class RunFolder:
         Raises:
             FileNotFoundError: the run is not finished.
         """
-        path = self.path / "summary.json"
-        if not path.exists():
+        if not self.is_finished:
             raise FileNotFoundError(
                 f"{self.path} is not finished (no summary.json): continue it with "
                 f"python -m bsq_lightning.train resume={self.path}"
             )
-        return read_json(path)
+        return read_json(self.path / "summary.json")

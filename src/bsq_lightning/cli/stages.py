@@ -21,6 +21,8 @@ from bsq_lightning.cli.build import (
     build_network,
     build_test_trainer,
     build_trainer,
+    has_float_weights,
+    load_state,
     planned_stages,
 )
 from bsq_lightning.cli.config import instantiate
@@ -56,7 +58,7 @@ def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) 
 
 def first_network(cfg: DictConfig, stage: str, datamodule: ImageDataModule, restored: bool) -> QuantizedNetwork:
     """The network a run (or its continuation, whose checkpoint brings the weights) starts with."""
-    return build_network(cfg, build_net(cfg, datamodule.num_classes, with_weights=not restored), stage)
+    return build_network(cfg, build_net(cfg, datamodule.num_classes, with_weights=not restored), stage, restored)
 
 
 def next_network(cfg: DictConfig, network: QuantizedNetwork, stage: str) -> QuantizedNetwork:
@@ -80,7 +82,7 @@ def _run_stage(
     L.seed_everything(cfg.seed * len(STAGES) + STAGES.index(stage), workers=True, verbose=False)
     module = build_module(cfg, network, stage, datamodule.num_classes)
     if done is not None and done["epoch"] + 1 >= epochs:
-        module.load_state_dict(done["state_dict"])
+        load_state(module, done, folder.last)
     else:
         trainer = build_trainer(
             cfg, max_epochs=epochs, callbacks=build_callbacks(cfg, folder.path), logger=build_logger(cfg, folder.path)
@@ -88,8 +90,6 @@ def _run_stage(
         start = "continues" if done is not None else "starts"
         log.info("stage %s %s at epoch %d of %d", stage, start, done["epoch"] + 2 if done else 1, epochs)
         trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
     if stage not in folder.results():
         folder.add_result(stage, _measure(cfg, module, datamodule))
     if stage != STAGES[-1]:
@@ -114,13 +114,12 @@ def _measure(cfg: DictConfig, module: QuantModule, datamodule: ImageDataModule) 
 
 def _record_float(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> None:
     """Accuracy of given float weights, and right after quantizing them, before any training."""
-    if not cfg.model.get("weights"):
+    missing = [name for name in ("float", "quantized_before_training") if name not in folder.results()]
+    if not missing or not has_float_weights(cfg):
         return
-    results = folder.results()
     net = build_net(cfg, datamodule.num_classes)
-    for name, stage in (("float", "float"), ("quantized_before_training", planned_stages(cfg)[0])):
-        if name in results:
-            continue
+    for name in missing:
+        stage = "float" if name == "float" else planned_stages(cfg)[0]
         network = build_network(cfg, net, stage)
         module = build_module(cfg, network, stage, datamodule.num_classes)
         if stage != "float":
@@ -151,7 +150,7 @@ def summarize(
     return {
         "model": cfg.model["_target_"],
         "data": datamodule.describe(),
-        "val": "test set" if datamodule.val_is_test else "seen_in_float" if cfg.model.get("weights") else "unseen",
+        "val": "test set" if datamodule.val_is_test else "seen_in_float" if has_float_weights(cfg) else "unseen",
         "accuracy": {
             "float": accuracies("float"),
             "quantized_before_training": accuracies("quantized_before_training"),

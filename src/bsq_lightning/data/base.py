@@ -139,6 +139,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "test": self.test_size,
             "val_is_test": self.val_is_test,
             "batch_size": self.batch_size,
+            "eval_batch_size": self.eval_batch_size,
             "seed": self.seed,
         }
 

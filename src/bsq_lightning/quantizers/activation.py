@@ -53,8 +53,8 @@ class ActivationQuantizer(nn.Module):
             else:
                 # Chosen on the device: asking the buffer on the host would synchronize at every layer.
                 size = torch.where(self.range > 0, self.range, x.abs().amax().float())
-            # In the activation's own dtype; a batch of zeros stays zero.
-            step = size.clamp_min(1e-20).div(2**self.precision - 1).to(x.dtype)
+            # In the activation's own dtype, and never zero in it: a batch of zeros stays zero.
+            step = size.div(2**self.precision - 1).to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny)
         if not self.training:
             x = torch.clamp(x, -size.to(x.dtype), size.to(x.dtype))
         return _RoundToSteps.apply(x, step)  # type: ignore[return-value]

@@ -70,10 +70,10 @@ class BitPlaneQuantizer(WeightQuantizer):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.planes.shape[2:])
 
-    def codes(self, clip: bool = False) -> Tensor:
+    def codes(self) -> Tensor:
         """Signed integer codes; clipped to ``+-(2^n - 1)`` at max_precision (or everywhere, if so built)."""
         codes = merge_planes(self.planes.detach()).round_()
-        if clip or self.clip_always or self.precision >= self.max_precision:
+        if self.clip_always or self.precision >= self.max_precision:
             codes.clamp_(-levels(self.precision), levels(self.precision))
         return codes
 
