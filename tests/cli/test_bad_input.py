@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.train import main
 from tests.cli.commands import TINY, run
 
 CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -29,7 +30,6 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "preflight": (["preflight=onyl"], ["preflight is run or only"]),
     "scheme for another method": (["scheme=some.json"], ["quant=from_scheme only"]),
     "from_scheme without a scheme": (["quant=from_scheme", "reg=none"], ["needs scheme=FILE"]),
-    "missing value": (["model=timm", "~model.depth"], ["model_name"]),
     "zero bits": (["quant=uniform", "reg=none", "quant.precision=0"], ["quant.precision must be a whole number"]),
     "no checkpoints": (["callbacks.checkpoint=null"], ["callbacks.checkpoint cannot be removed"]),
     "fsdp": (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "use ddp"]),
@@ -49,10 +49,20 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 
 
 @pytest.mark.parametrize(("overrides", "expected"), CASES.values(), ids=CASES.keys())
-def test_one_message_before_training(overrides: Sequence[str], expected: Sequence[str], tmp_path: Path) -> None:
+def test_one_message_before_training(
+    overrides: Sequence[str],
+    expected: Sequence[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     where = [] if any(o.startswith("hydra.run.dir") for o in overrides) else [f"hydra.run.dir={tmp_path / 'run'}"]
-    code, output = run("train", *TINY, *where, *overrides, cwd=tmp_path)
-    assert code == 1, output
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", *TINY, *where, *overrides])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output = "".join(capsys.readouterr())
+    assert ended.value.code == 1, output
     for part in expected:
         assert part in output, output
     assert "starts at epoch" not in output
@@ -95,10 +105,16 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(tmp_pa
     assert not (folder / "checkpoints" / "last.ckpt").exists()
 
 
+def test_evaluate_without_a_run() -> None:
+    code, output = run("evaluate")
+    assert code == 1 and "run" in output and "Traceback" not in output, output
+
+
 def test_resume_from_another_architecture_and_from_a_damaged_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, output = run("train", *TINY, "quant=none", f"hydra.run.dir={folder}")
     assert code == 0, output
+    (folder / "summary.json").unlink()  # as if it had been killed at the very end
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("depth: 8", "depth: 14"))
     code, output = run("train", f"resume={folder}")

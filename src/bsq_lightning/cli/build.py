@@ -196,7 +196,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError(f"preflight is run or only, not {cfg.preflight!r}")
     if cfg.get("scheme") and not (cfg.quant and cfg.quant.scheme):
         raise ValueError("scheme=FILE is used by quant=from_scheme only: add it, or leave scheme out")
-    if cfg.quant and cfg.quant.act_precision is None:
+    if cfg.quant and cfg.quant.act_precision is None and not cfg.quant.scheme:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
     if str(cfg.trainer.get("devices", 1)) != "1" or cfg.trainer.get("num_nodes", 1) != 1:
         raise ValueError("several devices are not supported yet: use trainer.devices=1")
