@@ -21,6 +21,7 @@ from bsq_lightning.cli.build import (
     load_state,
     planned_stages,
 )
+from bsq_lightning.cli.config import instantiate
 from bsq_lightning.cli.run_folder import RunFolder
 from bsq_lightning.cli.stages import first_network, next_network
 from bsq_lightning.data import ImageDataModule
@@ -34,6 +35,7 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
         ValueError, FileNotFoundError, PermissionError: the first thing that is wrong, with its remedy.
     """
     stages = planned_stages(cfg)
+    instantiate(cfg.reg)  # a wrong alpha is found before any data is read
     build_trainer(cfg, max_epochs=1, callbacks=build_callbacks(cfg, folder.path), logger=False)
     datamodule = build_datamodule(cfg)
     done = load_checkpoint(folder.last) if folder.last.exists() else None
