@@ -1,10 +1,12 @@
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from bsq_lightning.data import CIFAR10DataModule
 from bsq_lightning.models import load_float_weights, resnet20
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
@@ -92,7 +94,7 @@ def test_activation_quantizers() -> None:
     for quantizer, top in ((ReLU6Quantizer(4), 6.0), (PACT(2, clip=5.0), 5.0)):
         y = quantizer(x)
         assert len(y.unique()) <= 2**quantizer.precision
-        assert float(y.max()) == pytest.approx(top)
+        assert float(y.detach().max()) == pytest.approx(top)
         quantizer.eval()
         quantizer.observing = True
         quantizer(x[:2])
@@ -162,11 +164,33 @@ def test_the_2021_clamp_and_lost_bias() -> None:
     assert not network.net.fc.bias.any() and network.scheme().precisions()["fc.bias"] == 0
 
 
-def test_real_weights_at_8_bits(bsq_data) -> None:
+def test_real_weights_at_8_bits(bsq_data: Path) -> None:
     net = resnet20()
     load_float_weights(net, bsq_data / "resnet20_cifar10_float.pt")
-    before = [p.detach().clone() for p in net.parameters()]
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     network = QuantizedNetwork(net, BitPlaneQuantizer, skip=["*.downsample.0"])
-    for (_, parameter, quantizer), (name, _) in zip(network.quantizers(), network.quantizers(), strict=False):
-        assert parameter.shape == quantizer.shape, name
-    assert max(float((a - b).detach().abs().max()) for a, b in zip(before, net.parameters(), strict=True)) < 0.01
+    assert len(network.names()) == 20
+    for name, parameter, quantizer in network.quantizers():
+        moved = (parameter.detach() - before[f"{name}.weight"]).abs().max()
+        assert 0 < float(moved) <= float(quantizer.step()) / 2 * 1.001, name
+    assert torch.equal(net.layer2[0].downsample[0].weight, before["layer2.0.downsample.0.weight"])
+
+
+@pytest.mark.slow
+def test_real_accuracy_before_any_training(bsq_data: Path) -> None:
+    """92.55 % in float; at 8 bits and 4-bit activations, each test batch of 500 with its own range, about 90.8 %."""
+    images = CIFAR10DataModule(str(bsq_data), val_split=0).test_dataloader()
+
+    def correct(network: nn.Module) -> int:
+        network.eval()
+        with torch.no_grad():
+            return sum(int((network(x).argmax(1) == y).sum()) for x, y in images)
+
+    net = resnet20()
+    load_float_weights(net, bsq_data / "resnet20_cifar10_float.pt")
+    assert correct(net) == 9255
+    network = QuantizedNetwork(
+        net, BitPlaneQuantizer, relu6_or_pact, act_precision=4, skip=["*.downsample.0"], float_activations=["relu"]
+    )
+    # The number moves by a few images with the order of summation of convolutions.
+    assert abs(correct(network) - 9076) <= 10
