@@ -43,7 +43,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     path = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
     return [
         "--config-path", str(folder.config.parent), "--config-name", "config", "--config-dir", CONF_DIR,
-        f"hydra.run.dir='{path}'", "hydra.output_subdir=null", *overrides,
+        f"hydra.run.dir='{path}'", "hydra.output_subdir=null", "hydra/job_logging=plain", *overrides,
     ]  # fmt: skip
 
 
