@@ -8,13 +8,21 @@ def test_growth_adds_exactly_one_bit() -> None:
     quantizer = BitPlaneQuantizer(torch.tensor([1.0, 0.5, -0.25], dtype=torch.float64), precision=2)
     quantizer.planes.data.fill_(0)
     quantizer.planes.data[0] = 2.0  # the largest code possible: 2 * (2^2 - 1) = 6
-    before = quantizer.weight()
     assert float(quantizer.codes().max()) == 6
     quantizer.planes.data[0, :, 1] = 0.5
     before = quantizer.weight()
     quantizer.adjust_precision_()
     assert quantizer.precision == 2  # codes 6 and 2: one bit grown, one trailing zero trimmed
     assert torch.equal(quantizer.codes(), torch.tensor([3.0, 1.0, 3.0], dtype=torch.float64))
+    assert torch.allclose(quantizer.weight(), before, rtol=1e-15, atol=0)
+
+
+def test_growth_shows_where_a_code_is_odd() -> None:
+    quantizer = BitPlaneQuantizer(torch.tensor([1.0, 1 / 3], dtype=torch.float64), precision=2)
+    quantizer.planes.data[0, :, 0] = 2.0  # codes 6 and 1
+    before = quantizer.weight()
+    quantizer.adjust_precision_()
+    assert quantizer.precision == 3
     assert torch.allclose(quantizer.weight(), before, rtol=1e-15, atol=0)
 
 
@@ -52,7 +60,8 @@ def test_the_2021_code_keeps_one_bit_and_jumps() -> None:
     clipped.planes.data[0, :, 0] = 1.4  # value 1.4 * 3
     assert float(clipped.codes()[0]) == 3
     clipped.adjust_precision_()
-    assert float(clipped.codes()[0]) == 4 or clipped.precision == 1 or float(clipped.codes()[0] * clipped.step()) > 1.3
+    assert clipped.precision == 3 and float(clipped.codes()[0]) == 4
+    assert float(clipped.weight()[0]) == pytest.approx(4 / 3)  # 1 before: the function jumps
 
 
 def test_all_zero_and_wrong_precisions_are_refused() -> None:

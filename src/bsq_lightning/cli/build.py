@@ -152,10 +152,16 @@ def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
     return instantiate(cfg.trainer, **{"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar, **changes})
 
 
+def test_arithmetic(cfg: DictConfig) -> str:
+    """Arithmetic of test and evaluate: float32 whatever trained (bf16 moves codes to their neighbours), or float64."""
+    return "64-true" if str(cfg.trainer.precision) == "64-true" else "32-true"
+
+
 def build_test_trainer(cfg: DictConfig) -> L.Trainer:
-    """A Trainer for test and evaluate: float32, whatever arithmetic trained (bf16 moves codes to their neighbours)."""
-    precision = "64-true" if str(cfg.trainer.precision) == "64-true" else "32-true"
-    return build_trainer(cfg, precision=precision, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    """A Trainer for test and evaluate."""
+    return build_trainer(
+        cfg, precision=test_arithmetic(cfg), logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
 
 
 def build_logger(cfg: DictConfig, folder: Path) -> Any:

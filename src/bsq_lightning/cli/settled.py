@@ -12,7 +12,7 @@ from bsq_lightning.scheme import Scheme
 #: What may change between two starts of one run: paths, devices and loggers. Everything else is what the run is.
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.enable_progress_bar", "logger", "preflight", "model.weights", "scheme", "quant.scheme",
+    "trainer.enable_progress_bar", "logger", "preflight",
 )  # fmt: skip
 
 
@@ -28,22 +28,22 @@ def settle(cfg: DictConfig, folder: RunFolder) -> DictConfig:
         path = OmegaConf.select(settled, key)
         if path and (key != "model.weights" or not str(path).isidentifier()):
             OmegaConf.update(settled, key, str(Path(path).expanduser().absolute()))
-    if folder.config.exists():
-        _check_same(settled, OmegaConf.load(folder.config), folder)
-        if settled.quant and settled.quant.act_precision is None:
-            settled.quant.act_precision = OmegaConf.select(OmegaConf.load(folder.config), "quant.act_precision")
-        return settled
-    if settled.quant and settled.quant.act_precision is None and settled.quant.scheme:
-        settled.quant.act_precision = Scheme.load(settled.quant.scheme).act_precision
-    if cfg.preflight != "only":
+    kept = OmegaConf.load(folder.config) if folder.config.exists() else None
+    if settled.quant and settled.quant.act_precision is None:
+        settled.quant.act_precision = (
+            Scheme.load(settled.quant.scheme).act_precision
+            if kept is None
+            else OmegaConf.select(kept, "quant.act_precision")  # the scheme's file may be gone by now
+        )
+    if kept is not None:
+        _check_same(settled, kept, folder)
+    elif cfg.preflight != "only":
         write_whole(folder.config, OmegaConf.to_yaml(settled))
     return settled
 
 
 def _check_same(asked: DictConfig, kept: Any, folder: RunFolder) -> None:
     new, old = _flat(OmegaConf.to_container(asked)), _flat(OmegaConf.to_container(kept))
-    if new.get("quant.act_precision", 0) is None:
-        new["quant.act_precision"] = old.get("quant.act_precision")
     differences = [
         f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
         for key in sorted(old.keys() | new.keys())

@@ -24,6 +24,7 @@ from bsq_lightning.cli.build import (
     has_float_weights,
     load_state,
     planned_stages,
+    test_arithmetic,
 )
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.cli.run_folder import RunFolder
@@ -165,7 +166,7 @@ def summarize(
         "stages": planned_stages(cfg),
         "epochs": {stage: cfg.stages[stage].epochs for stage in planned_stages(cfg)},
         "seed": cfg.seed,
-        "arithmetic": {"train": str(cfg.trainer.precision), "test": "32-true"},
+        "arithmetic": {"train": str(cfg.trainer.precision), "test": test_arithmetic(cfg)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "versions": {
