@@ -20,7 +20,7 @@ def train(cfg: DictConfig) -> float:
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     from bsq_lightning.cli.build import check_settings
     from bsq_lightning.cli.preflight import preflight
-    from bsq_lightning.cli.run_folder import RunFolder
+    from bsq_lightning.run_folder import RunFolder
     from bsq_lightning.cli.settled import settle
     from bsq_lightning.cli.stages import run_stages
     from bsq_lightning.cli.tables import print_summary

@@ -3,7 +3,7 @@
 import sys
 
 from bsq_lightning.cli.config import CONF_DIR
-from bsq_lightning.cli.run_folder import RunFolder
+from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
     "data.root", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",

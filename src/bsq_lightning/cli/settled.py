@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bsq_lightning.cli.run_folder import RunFolder
+from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.files import write_whole
 from bsq_lightning.scheme import Scheme
 

@@ -27,7 +27,7 @@ from bsq_lightning.cli.build import (
     test_arithmetic,
 )
 from bsq_lightning.cli.config import instantiate
-from bsq_lightning.cli.run_folder import RunFolder
+from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import STAGES, QuantModule
 from bsq_lightning.network import QuantizedNetwork

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bsq_lightning.cli.run_folder import RunFolder
+from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
 
 

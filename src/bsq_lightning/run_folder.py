@@ -1,0 +1,177 @@
+"""The run folder and the sweep folder: contracts that all commands read.
+
+A run folder: ``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydra/``; ``checkpoints/last.ckpt`` (newest
+state, its stage inside), ``float.ckpt`` and ``bits.ckpt`` (ends of stages); ``metrics.csv`` (every epoch),
+``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found), ``stages.json`` (results of the stages that are
+done), ``summary.json``, written last: the run is finished; ``error.json``, the failure of the last start, if it failed;
+``.running.lock``, held by the process that trains in the folder and given up by its death.
+
+A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each.
+"""
+
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bsq_lightning.files import read_json, write_whole
+
+STATES = ("done", "running", "failed", "unfinished")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run folder and its small JSON files."""
+
+    path: Path
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """A folder that a run was started in.
+
+        Raises:
+            FileNotFoundError: the folder is missing or no run folder.
+        """
+        folder = cls(Path(path).expanduser().resolve())
+        if not folder.config.is_file():
+            raise FileNotFoundError(f"{folder.path} is not a run folder: it has no config.yaml")
+        return folder
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    def check_writable(self) -> None:
+        """Raises PermissionError, with the path, where nothing can be written."""
+        try:
+            write_whole(self.checkpoints / ".writable", "")
+            (self.checkpoints / ".writable").unlink()
+        except OSError as error:
+            raise PermissionError(
+                f"the run folder {self.path} cannot be written ({error.strerror}): "
+                "choose another with hydra.run.dir=FOLDER"
+            ) from error
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run wrote its summary, which it does last."""
+        return (self.path / "summary.json").exists()
+
+    def results(self) -> dict[str, Any]:
+        """Results by stage, of the stages that are done."""
+        path = self.path / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def add_result(self, stage: str, result: dict[str, Any]) -> None:
+        """Records a finished stage."""
+        write_whole(self.path / "stages.json", json.dumps({**self.results(), stage: result}, indent=1))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Marks the folder as in use by this process, until the block ends or the process dies; clears an old error.
+
+        Raises:
+            ValueError: another process trains here.
+        """
+        lock = FileLock(self._lock)
+        try:
+            # A reader of `state` holds the lock for an instant.
+            lock.acquire(timeout=2)
+        except Timeout:
+            raise ValueError(f"{self.path} is in use: another process is training in this folder") from None
+        try:
+            (self.path / "error.json").unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def state(self) -> str:
+        """``done``, ``running``, ``failed`` (see ``error``) or ``unfinished`` (stopped or killed; it can go on)."""
+        if self.is_finished:
+            return "done"
+        if self._lock.exists():
+            lock = FileLock(self._lock)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return "running"
+            lock.release()
+        return "failed" if (self.path / "error.json").exists() else "unfinished"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".running.lock"
+
+    def record_error(self, error: BaseException | str) -> None:
+        """Keeps what the last start failed with: type, message, traceback, host, time."""
+        known = isinstance(error, BaseException)
+        content = {
+            "type": type(error).__name__ if known else "Killed",
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)) if known else "",
+            "host": f"{socket.gethostname()}:{os.getpid()}",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_whole(self.path / "error.json", json.dumps(content, indent=1))
+
+    def error(self) -> dict[str, Any] | None:
+        """What the last start failed with, if it failed."""
+        path = self.path / "error.json"
+        return read_json(path) if path.exists() else None
+
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+        """
+        if not self.is_finished:
+            raise FileNotFoundError(
+                f"{self.path} is not finished (no summary.json): continue it with "
+                f"python -m bsq_lightning.train resume={self.path}"
+            )
+        return read_json(self.path / "summary.json")
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """A folder of run folders, with the list of the points that were asked for."""
+
+    path: Path
+
+    def points(self) -> dict[str, list[str]]:
+        """Overrides by run folder (relative to the sweep folder), of every point ever asked for here."""
+        path = self.path / "sweep.json"
+        return read_json(path)["points"] if path.exists() else {}
+
+    def add_points(self, points: dict[str, list[str]]) -> None:
+        """Adds points to the list; those already there are replaced."""
+        write_whole(self.path / "sweep.json", json.dumps({"points": {**self.points(), **points}}, indent=1))
+
+    def runs(self) -> list[RunFolder]:
+        """The run folders in this folder, at any depth, sorted; those of listed points that do not exist are left out.
+
+        Raises:
+            FileNotFoundError: no such folder.
+        """
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.path}")
+        found = {path.parent for name in ("config.yaml", "error.json") for path in self.path.rglob(name)}
+        return [RunFolder(path) for path in sorted(found) if not any(p.startswith(".") for p in path.parts[-2:])]
