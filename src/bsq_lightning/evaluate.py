@@ -11,8 +11,8 @@ def evaluate(cfg: DictConfig) -> float:
     """Tests the newest checkpoint of a run folder and compares with its summary."""
     from bsq_lightning.callbacks import load_checkpoint
     from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer, load_state
-    from bsq_lightning.run_folder import RunFolder
     from bsq_lightning.cli.stages import first_network
+    from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder.existing(cfg.run)
     run = OmegaConf.load(folder.config)

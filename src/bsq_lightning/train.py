@@ -20,11 +20,11 @@ def train(cfg: DictConfig) -> float:
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     from bsq_lightning.cli.build import check_settings
     from bsq_lightning.cli.preflight import preflight
-    from bsq_lightning.run_folder import RunFolder
     from bsq_lightning.cli.settled import settle
     from bsq_lightning.cli.stages import run_stages
     from bsq_lightning.cli.tables import print_summary
     from bsq_lightning.files import write_whole
+    from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     check_settings(cfg)

@@ -22,10 +22,10 @@ from bsq_lightning.cli.build import (
     planned_stages,
 )
 from bsq_lightning.cli.config import instantiate
-from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.cli.stages import first_network, next_network
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import QuantModule
+from bsq_lightning.run_folder import RunFolder
 
 
 def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.files import write_whole
+from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
 
 #: What may change between two starts of one run: paths, devices and loggers. Everything else is what the run is.

@@ -27,10 +27,10 @@ from bsq_lightning.cli.build import (
     test_arithmetic,
 )
 from bsq_lightning.cli.config import instantiate
-from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import STAGES, QuantModule
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
 
 log = logging.getLogger(__name__)
