@@ -84,7 +84,7 @@ class RunFolder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Marks the folder as in use by this process, until the block ends or the process dies; clears an old error.
+        """Marks the folder as in use by this process, until the block ends or the process dies.
 
         Raises:
             ValueError: another process trains here.
@@ -96,10 +96,19 @@ class RunFolder:
         except Timeout:
             raise ValueError(f"{self.path} is in use: another process is training in this folder") from None
         try:
-            (self.path / "error.json").unlink(missing_ok=True)
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def recording_errors(self) -> Iterator[None]:
+        """Forgets the error of an earlier start and keeps one that leaves the block."""
+        (self.path / "error.json").unlink(missing_ok=True)
+        try:
+            yield
+        except Exception as error:
+            self.record_error(error)
+            raise
 
     @property
     def state(self) -> str:

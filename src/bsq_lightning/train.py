@@ -19,6 +19,7 @@ def train(cfg: DictConfig) -> float:
     """Runs one config and returns its final test accuracy. A finished run is shown again, not repeated."""
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     from bsq_lightning.cli.build import check_settings
+    from bsq_lightning.cli.float_stage import take_float_stage
     from bsq_lightning.cli.preflight import preflight
     from bsq_lightning.cli.settled import settle
     from bsq_lightning.cli.stages import run_stages
@@ -29,16 +30,20 @@ def train(cfg: DictConfig) -> float:
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     check_settings(cfg)
     folder.check_writable()
-    cfg = settle(cfg, folder)
-    if folder.is_finished:
+    with folder.running():
+        cfg = settle(cfg, folder)
+        if not folder.is_finished:
+            with folder.recording_errors():
+                take_float_stage(cfg, folder)
+                datamodule = preflight(cfg, folder)
+                if cfg.preflight == "only":
+                    return float("nan")
+                summary = run_stages(cfg, folder, datamodule)
+                if summary is None:
+                    print(f"stopped after stage {cfg.until}, as asked; go on with resume={folder.path}")
+                    return float("nan")
+                write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
         summary = folder.summary()
-        print_summary(folder, summary)
-        return summary["accuracy"]["final"]["test/acc"]
-    datamodule = preflight(cfg, folder)
-    if cfg.preflight == "only":
-        return float("nan")
-    summary = run_stages(cfg, folder, datamodule)
-    write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
     print_summary(folder, summary)
     return summary["accuracy"]["final"]["test/acc"]
 

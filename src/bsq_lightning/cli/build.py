@@ -56,15 +56,19 @@ def has_float_weights(cfg: DictConfig) -> bool:
     return bool(cfg.model.get("weights") or cfg.model.get("pretrained"))
 
 
-def build_network(cfg: DictConfig, net: nn.Module, stage: str, restored: bool = False) -> QuantizedNetwork:
+def build_network(
+    cfg: DictConfig, net: nn.Module, stage: str, restored: bool = False, scheme: Scheme | None = None
+) -> QuantizedNetwork:
     """The network with the quantizers of a stage, started from the float weights in ``net``.
 
-    With ``restored`` a checkpoint will bring weights and precisions, so no file of another run is read.
+    With ``restored`` a checkpoint will bring weights and precisions, so no file of another run is read. ``scheme``
+    gives the bits; without one they are the config's.
     """
     quant = cfg.quant
     if stage == "float" or not quant:
         return QuantizedNetwork(net)
-    scheme = Scheme.load(quant.scheme) if quant.scheme and not restored else None
+    if scheme is None and quant.scheme and not restored:
+        scheme = Scheme.load(quant.scheme)
     network = QuantizedNetwork(
         net,
         weight=instantiate(quant.bits if stage == "bits" else quant.finetune),
@@ -204,6 +208,8 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError("scheme=FILE is used by quant=from_scheme only: add it, or leave scheme out")
     if cfg.quant and cfg.quant.act_precision is None and not cfg.quant.scheme:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
+    if cfg.until not in (None, "float", "bits"):
+        raise ValueError(f"until is null, float or bits, the last stage of this start, not {cfg.until!r}")
     if str(cfg.trainer.get("devices", 1)) != "1" or cfg.trainer.get("num_nodes", 1) != 1:
         raise ValueError("several devices are not supported yet: use trainer.devices=1")
     for limit in ("limit_val_batches", "limit_test_batches"):

@@ -49,7 +49,7 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
         total = 0.0
         for stage in stages[stages.index(first) :]:
             if stage != first:
-                network = next_network(cfg, copy.deepcopy(network), stage)
+                network = next_network(cfg, copy.deepcopy(network), stage, datamodule, None)
             module = build_module(cfg, network, stage, datamodule.num_classes)
             seconds = _seconds_per_step(module, datamodule)
             steps = len(datamodule.train_dataloader()) * cfg.stages[stage].epochs

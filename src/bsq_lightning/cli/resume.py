@@ -7,7 +7,7 @@ from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
     "data.root", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.enable_progress_bar", "logger", "preflight", "hydra.verbose",
+    "trainer.enable_progress_bar", "logger", "preflight", "until", "hydra.verbose",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from bsq_lightning.cli.build import (
 )
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.data import ImageDataModule
+from bsq_lightning.models import load_float_weights
 from bsq_lightning.module import STAGES, QuantModule
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.run_folder import RunFolder
@@ -36,8 +37,8 @@ from bsq_lightning.scheme import Scheme
 log = logging.getLogger(__name__)
 
 
-def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> dict[str, Any]:
-    """Runs the planned stages that are not done yet and returns the summary."""
+def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> dict[str, Any] | None:
+    """Runs the planned stages that are not done yet and returns the summary; None if ``until`` stops it before."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)  # the initial weights are drawn below
     network = None
     planned = planned_stages(cfg)
@@ -50,9 +51,11 @@ def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) 
         if network is None:
             network = first_network(cfg, stage, datamodule, restored=done is not None)
         else:
-            network = next_network(cfg, network, stage)
+            network = next_network(cfg, network, stage, datamodule, folder)
         network = _run_stage(cfg, folder, datamodule, network, stage, done)
         done = None
+        if stage == cfg.until and stage != planned[-1]:
+            return None
     assert network is not None
     return summarize(cfg, folder, network, datamodule)
 
@@ -62,10 +65,17 @@ def first_network(cfg: DictConfig, stage: str, datamodule: ImageDataModule, rest
     return build_network(cfg, build_net(cfg, datamodule.num_classes, with_weights=not restored), stage, restored)
 
 
-def next_network(cfg: DictConfig, network: QuantizedNetwork, stage: str) -> QuantizedNetwork:
-    """From the network of one stage to that of the next."""
+def next_network(
+    cfg: DictConfig, network: QuantizedNetwork, stage: str, datamodule: ImageDataModule, folder: RunFolder | None
+) -> QuantizedNetwork:
+    """From the network of one stage to that of the next; without a folder (a trial) rewound weights are random."""
     if not network.names():
         return build_network(cfg, network.net, stage)
+    if cfg.quant.rewind:
+        net = build_net(cfg, datamodule.num_classes)
+        if not has_float_weights(cfg) and folder is not None:
+            load_float_weights(net, folder.checkpoints / "float.ckpt")
+        return build_network(cfg, net, stage, scheme=network.scheme())
     network.fix_scheme_(instantiate(cfg.quant.finetune), lose_biases=cfg.quant.lose_biases)
     network.clamp = tuple(cfg.quant.clamp[stage])
     return network
@@ -165,6 +175,7 @@ def summarize(
         "seconds": _seconds(folder),
         "stages": planned_stages(cfg),
         "epochs": {stage: cfg.stages[stage].epochs for stage in planned_stages(cfg)},
+        "float_stage": cfg.float_stage,
         "seed": cfg.seed,
         "arithmetic": {"train": str(cfg.trainer.precision), "test": test_arithmetic(cfg)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",

@@ -1,0 +1,49 @@
+"""Takes over the float stage of another run, so that a sweep trains it once; the run goes on bit for bit as its own."""
+
+import csv
+import io
+import json
+import logging
+import shutil
+
+from omegaconf import DictConfig, OmegaConf
+
+from bsq_lightning.cli.settled import differences, float_part
+from bsq_lightning.files import write_whole
+from bsq_lightning.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
+    """Copies what the float stage of ``cfg.float_stage`` left into ``folder``, if nothing has been trained there yet.
+
+    Raises:
+        FileNotFoundError: that folder is no run folder, or has no finished float stage.
+        ValueError: its float stage depends on other settings; lists them.
+    """
+    if not cfg.float_stage or folder.last.exists():
+        return
+    source = RunFolder.existing(cfg.float_stage)
+    trained = source.checkpoints / "float.ckpt"
+    if not trained.is_file() or "float" not in source.results():
+        raise FileNotFoundError(f"{source.path} has no finished float stage to share: finish it, or drop float_stage")
+    here, there = float_part(cfg), float_part(OmegaConf.load(source.config))
+    if here != there:
+        raise ValueError(
+            f"the float stage of {source.path} is another one, it differs in: {'; '.join(differences(here, there))}"
+        )
+    with open(source.path / "metrics.csv", encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if row["stage"] == "float"]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, reader.fieldnames or [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_whole(folder.path / "metrics.csv", out.getvalue())
+    write_whole(folder.path / "stages.json", json.dumps({"float": source.results()["float"]}, indent=1))
+    shutil.copy2(trained, folder.checkpoints / "float.ckpt")
+    # Last, and by renaming: a start that finds this file goes on from it.
+    shutil.copy2(trained, folder.checkpoints / ".last.tmp")
+    (folder.checkpoints / ".last.tmp").replace(folder.last)
+    log.info("the float stage is that of %s", source.path)
