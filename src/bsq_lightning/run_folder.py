@@ -9,6 +9,7 @@ done), ``summary.json``, written last: the run is finished; ``error.json``, the 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each.
 """
 
+import csv
 import json
 import os
 import socket
@@ -77,6 +78,13 @@ class RunFolder:
         """Results by stage, of the stages that are done."""
         path = self.path / "stages.json"
         return read_json(path) if path.exists() else {}
+
+    def newest_metrics(self) -> dict[str, str]:
+        """The last whole row of ``metrics.csv``; empty before the first epoch ends."""
+        path = self.path / "metrics.csv"
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+        rows = list(csv.DictReader(lines[:1] + lines[-1:])) if len(lines) > 1 else []
+        return rows[-1] if rows else {}
 
     def add_result(self, stage: str, result: dict[str, Any]) -> None:
         """Records a finished stage."""
@@ -174,8 +182,13 @@ class SweepFolder:
         """Adds points to the list; those already there are replaced."""
         write_whole(self.path / "sweep.json", json.dumps({"points": {**self.points(), **points}}, indent=1))
 
+    @property
+    def float_stages(self) -> Path:
+        """Where the shared float stages are trained, in run folders that stop after them."""
+        return self.path / "float"
+
     def runs(self) -> list[RunFolder]:
-        """The run folders in this folder, at any depth, sorted; those of listed points that do not exist are left out.
+        """The run folders in this folder, at any depth, sorted; without the shared float stages.
 
         Raises:
             FileNotFoundError: no such folder.
@@ -183,4 +196,5 @@ class SweepFolder:
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path}")
         found = {path.parent for name in ("config.yaml", "error.json") for path in self.path.rglob(name)}
-        return [RunFolder(path) for path in sorted(found) if not any(p.startswith(".") for p in path.parts[-2:])]
+        own = [p for p in sorted(found) if p.name != ".hydra" and not p.is_relative_to(self.float_stages)]
+        return [RunFolder(path) for path in own]

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -222,6 +223,30 @@ def check_settings(cfg: DictConfig) -> None:
             f"trainer.strategy={strategy} splits parameters between devices, and the planes of a weight with them; "
             "not supported yet: use ddp"
         )
+
+
+def check_constructors(cfg: DictConfig, seen: dict[str, Any]) -> None:
+    """Runs every constructor that a run will run, without data and without a step.
+
+    Args:
+        cfg: a composed config.
+        seen: networks by what they depend on, kept from call to call: the points of a sweep mostly share them.
+
+    Raises:
+        ValueError, FileNotFoundError: what a constructor refuses.
+    """
+    check_settings(cfg)
+    stages = planned_stages(cfg)
+    # Folders of images tell their classes only when they are read.
+    classes = getattr(instantiate(cfg.data), "num_classes", 10)
+    with tempfile.TemporaryDirectory() as folder:
+        build_trainer(cfg, max_epochs=1, callbacks=build_callbacks(cfg, Path(folder)), logger=False)
+    for stage in stages:
+        key = OmegaConf.to_yaml(OmegaConf.create({"m": cfg.model, "q": cfg.quant if stage != "float" else None}))
+        key = f"{stage} {classes} {key}"
+        if key not in seen:
+            seen[key] = build_network(cfg, build_net(cfg, classes), stage)
+        build_module(cfg, seen[key], stage, classes).configure_optimizers()
 
 
 def load_state(module: QuantModule, checkpoint: dict[str, Any], path: Path) -> None:

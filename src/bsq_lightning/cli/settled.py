@@ -30,7 +30,7 @@ def settle(cfg: DictConfig, folder: RunFolder) -> DictConfig:
     kept = OmegaConf.load(folder.config) if folder.config.exists() else None
     settled = settled_config(cfg, kept)
     if kept is not None:
-        _check_same(settled, kept, folder)
+        check_same(settled, kept, folder)
     elif cfg.preflight != "only":
         # Where this start stops is not what the run is: a later start goes on.
         write_whole(folder.config, OmegaConf.to_yaml(OmegaConf.merge(settled, {"until": None})))
@@ -68,7 +68,8 @@ def differences(asked: dict[str, Any], kept: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_same(asked: DictConfig, kept: Any, folder: RunFolder) -> None:
+def check_same(asked: DictConfig, kept: Any, folder: RunFolder) -> None:
+    """Raises ValueError, with the differences, where a settled config is another run than the folder's."""
     new, old = (_without(_flat(OmegaConf.to_container(config)), FREE) for config in (asked, kept))
     if new != old:
         raise ValueError(

@@ -1,0 +1,150 @@
+"""Points of a sweep, each a training in a process of its own, a few at a time; the run folders hold all results."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bsq_lightning.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How the machine is shared by the points that run at the same time.
+
+    Args:
+        number: points at a time; None takes one for each GPU, or one.
+        threads: CPU threads of each; None shares the cores.
+        gpus: ids of the GPUs, dealt out in turn; none on a machine without.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    number: int | None = None
+    threads: int | None = None
+    gpus: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(value is not None and value < 1 for value in (self.number, self.threads)):
+            raise ValueError(f"hydra.launcher.slots and threads are positive, not {self.number} and {self.threads}")
+
+    @property
+    def count(self) -> int:
+        return self.number or max(1, len(self.gpus))
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """What the process in a slot gets: its threads and its GPUs."""
+        threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.count)
+        mine = self.gpus[slot % len(self.gpus) :: self.count] if self.gpus else ()
+        return {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {})
+
+
+@dataclass
+class _Process:
+    folder: RunFolder
+    popen: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.monotonic)
+
+
+def train_command(folder: Path, overrides: Sequence[str], arguments: Sequence[str] = ()) -> list[str]:
+    """The command that trains one point in ``folder``; ``arguments`` are Hydra's (``--config-dir`` and the like)."""
+    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    here = [f"hydra.run.dir='{path}'", "hydra.mode=RUN"]
+    return [sys.executable, "-m", "bsq_lightning.train", *arguments, *overrides, *here]
+
+
+def run_points(
+    commands: Mapping[Path, Sequence[str]],
+    slots: Slots,
+    group: str,
+    watch: Callable[[RunFolder], str | None] = lambda folder: None,
+) -> dict[Path, bool]:
+    """Runs commands, each for its run folder; says what starts, ends and fails at once. True for those that succeed.
+
+    A failure is in the folder's ``error.json``, all output in its ``output.log``, and the others go on. When this
+    process is interrupted, its children are stopped, and the same call goes on later.
+
+    Args:
+        commands: command by run folder, in the order to start them.
+        slots: how many at a time, and with what.
+        group: name of the sweep; the processes find it in ``BSQ_SWEEP``.
+        watch: asked about each running folder every second; a reason stops that process (no failure).
+    """
+    waiting, active, ended = list(commands), {}, {}
+    try:
+        while waiting or active:
+            for slot in range(slots.count):
+                if slot not in active and waiting:
+                    path = waiting.pop(0)
+                    environment = {"BSQ_SWEEP": group, "PYTHONUNBUFFERED": "1"} | slots.environment(slot)
+                    active[slot] = _start(path, commands[path], environment)
+                    log.info("%s starts (%d of %d)", _name(path), len(commands) - len(waiting), len(commands))
+            time.sleep(0.2)
+            for slot, process in list(active.items()):
+                reason = watch(process.folder) if process.popen.poll() is None else None
+                if reason:
+                    log.info("%s is stopped: %s", _name(process.folder.path), reason)
+                    _stop(process.popen)
+                if process.popen.poll() is not None:
+                    del active[slot]
+                    ended[process.folder.path] = reason is not None or _report(process)
+    finally:
+        for process in active.values():
+            _stop(process.popen)
+    return ended
+
+
+def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _Process:
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / "output.log", "ab") as output:
+        popen = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+        )
+    return _Process(RunFolder(path), popen)
+
+
+def _stop(popen: "subprocess.Popen[bytes]") -> None:
+    popen.terminate()
+    try:
+        popen.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        popen.kill()
+        popen.wait()
+
+
+def _report(process: _Process) -> bool:
+    folder, code = process.folder, process.popen.returncode
+    name, seconds = _name(folder.path), time.monotonic() - process.started
+    if code == 0:
+        newest = folder.newest_metrics()
+        bits = f", {float(newest['mean_precision']):.2f} bits" if newest.get("stage", "float") != "float" else ""
+        accuracy = ""
+        if folder.is_finished:
+            accuracy = f", test accuracy {100 * folder.summary()['accuracy']['final']['test/acc']:.2f} %"
+        log.info("%s ends after %.0f s%s%s", name, seconds, bits, accuracy)
+        return True
+    if folder.error() is None:
+        ending = (folder.path / "output.log").read_text(errors="replace").strip().splitlines()[-3:]
+        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        folder.record_error(f"{cause}; it last said: {' / '.join(ending)}")
+    error = folder.error() or {}
+    log.error(
+        "%s FAILED after %.0f s: %s: %s (all it said: %s)",
+        name, seconds, error.get("type"), error.get("message"), folder.path / "output.log",
+    )  # fmt: skip
+    return False
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.parent.name == "float" else path.name

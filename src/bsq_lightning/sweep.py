@@ -1,0 +1,25 @@
+"""``python -m bsq_lightning.sweep status FOLDER``: which points of a sweep are done, running, failed or missing."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bsq_lightning.cli.status import print_status
+from bsq_lightning.run_folder import SweepFolder
+
+
+def main() -> None:
+    """Console entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bsq_lightning.sweep", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    status = commands.add_parser("status", help="a table from the run folders alone; works while the sweep runs")
+    status.add_argument("folder", type=Path, help="folder of the sweep (its hydra.sweep.dir)")
+    arguments = parser.parse_args()
+    try:
+        print_status(SweepFolder(arguments.folder.expanduser().resolve()))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Hydra finds launchers in this namespace package only; the work is in ``bsq_lightning.cli.launch``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class ProcessLauncher(Launcher):
+    """Every point of a multirun in a process of its own, ``slots`` at a time, on this machine.
+
+    Unlike submitit_local behind ``max_batch_size``, a slot that is free takes the next point at once (a batch waits
+    for its slowest point), and a point that fails stops no other (there the batches behind it never start).
+
+    Args:
+        slots: points at a time; None takes one for each GPU, or one.
+        threads: CPU threads of each point; None shares the cores.
+    """
+
+    def __init__(self, slots: int | None = None, threads: int | None = None) -> None:
+        self.slots, self.threads = slots, threads
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Runs the points; the exit status of the command is 1 if one failed."""
+        from hydra.core.utils import configure_log
+
+        from bsq_lightning.cli.launch import launch_points, visible_gpus
+        from bsq_lightning.cli.points import Slots
+
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        loader: Any = self.context.config_loader
+        try:
+            slots = Slots(self.slots, self.threads, visible_gpus())
+            points = launch_points(self.config, loader, job_overrides, initial_job_idx, slots)
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}") from None
+        returns = []
+        for job, (cfg, folder) in zip(job_overrides, points, strict=True):
+            value = folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else None
+            done = folder.is_finished or cfg.until in folder.results()
+            result = JobReturn(overrides=list(job), cfg=cfg, working_dir=str(folder.path))
+            result.status = JobStatus.COMPLETED if done else JobStatus.FAILED
+            result.return_value = value if done else SystemExit(1)
+            returns.append(result)
+        return returns
