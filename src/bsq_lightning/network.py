@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bsq_lightning.ops.macs import count_macs
 from bsq_lightning.quantizers import ActivationQuantizer, WeightQuantizer
 from bsq_lightning.quantizers.base import check_precision
 from bsq_lightning.scheme import LayerScheme, Scheme
@@ -69,6 +70,7 @@ class QuantizedNetwork(nn.Module):
         super().__init__()
         self.net = net
         self.skipped: dict[str, str] = {}
+        self.macs: dict[str, int] = {}
         self._clamped: list[str] = []
         self.weight_quantizers = nn.ModuleDict()
         self.activation_quantizers = nn.ModuleDict()
@@ -234,15 +236,20 @@ class QuantizedNetwork(nn.Module):
         for quantizer in self.activation_quantizers.values():
             quantizer.range.zero_()  # type: ignore[operator]
 
+    def count_macs_(self, image_size: int) -> None:
+        """Counts the multiply-accumulates of every layer for one image, for ``scheme()`` to tell."""
+        self.macs = count_macs(self.net, image_size)
+
     def scheme(self) -> Scheme:
         """The precisions and steps as plain data (reads the device)."""
+        macs = dict(self.macs)
         layers = tuple(
-            LayerScheme(name, parameter.numel(), quantizer.precision, float(quantizer.step()))
+            LayerScheme(name, parameter.numel(), quantizer.precision, float(quantizer.step()), macs.pop(name, 0))
             for name, parameter, quantizer in self.quantizers()
         )
         clips = sum(parameter.numel() for parameter in self.activation_quantizers.parameters())
         total = sum(parameter.numel() for parameter in self.net.parameters()) + clips
-        return Scheme(layers, total - sum(layer.size for layer in layers), self.act_precision)
+        return Scheme(layers, total - sum(layer.size for layer in layers), self.act_precision, sum(macs.values()))
 
 
 def _key(name: str) -> str:

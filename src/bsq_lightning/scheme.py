@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 FLOAT_BITS = 32
@@ -10,12 +10,14 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class LayerScheme:
-    """One quantized tensor: its name, number of weights, bits of magnitude, and the value of one code step."""
+    """One quantized tensor: its name, number of weights, bits of magnitude, the value of one code step, and the
+    multiply-accumulates of its layer for one image (0: not counted)."""
 
     name: str
     size: int
     precision: int
     step: float
+    macs: int = 0
 
     @property
     def bits(self) -> int:
@@ -46,6 +48,7 @@ class Scheme:
     layers: tuple[LayerScheme, ...]
     float_parameters: int = 0
     act_precision: int = 0
+    float_macs: int = 0
 
     @property
     def size(self) -> int:
@@ -76,6 +79,20 @@ class Scheme:
         bits = self.bits(counting)
         return FLOAT_BITS * size / bits if bits else math.inf
 
+    @property
+    def gbops(self) -> float | None:
+        """Bit operations of one image in 1e9: sum of MACs x bits of the weight x bits of the layer's input.
+
+        A weight has its bits of magnitude and one sign bit; the first layer reads 8-bit pixels, the others activations
+        of ``act_precision`` bits (32 where that is 0); layers that stay float count 32 x 32. None: MACs not counted.
+        """
+        if not any(layer.macs for layer in self.layers):
+            return None
+        acts = [8] + [self.act_precision or FLOAT_BITS] * (len(self.layers) - 1)
+        weights = [layer.precision + 1 if layer.precision else 0 for layer in self.layers]
+        quantized = sum(layer.macs * w * a for layer, w, a in zip(self.layers, weights, acts, strict=True))
+        return (quantized + self.float_macs * FLOAT_BITS**2) / 1e9
+
     def sizes(self) -> dict[str, dict[str, float | int | None]]:
         """The three sizes with their compressions, ready for JSON (an infinite compression is None)."""
         result: dict[str, dict[str, float | int | None]] = {}
@@ -88,6 +105,10 @@ class Scheme:
     def precisions(self) -> dict[str, int]:
         """Bits by tensor name."""
         return {layer.name: layer.precision for layer in self.layers}
+
+    def at(self, precision: int) -> "Scheme":
+        """The same tensors, all at ``precision`` bits."""
+        return replace(self, layers=tuple(replace(layer, precision=precision) for layer in self.layers))
 
     def to_json(self) -> str:
         """JSON text; ``from_json`` reads it back."""
@@ -103,10 +124,19 @@ class Scheme:
         try:
             content = json.loads(text)
             layers = tuple(
-                LayerScheme(str(row["name"]), int(row["size"]), int(row["precision"]), float(row["step"]))
+                LayerScheme(
+                    str(row["name"]),
+                    int(row["size"]),
+                    int(row["precision"]),
+                    float(row["step"]),
+                    int(row.get("macs", 0)),
+                )  # fmt: skip
                 for row in content["layers"]
             )
-            scheme = cls(layers, int(content["float_parameters"]), int(content["act_precision"]))
+            scheme = cls(
+                layers, int(content["float_parameters"]), int(content["act_precision"]),
+                int(content.get("float_macs", 0)),
+            )  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{source} is not a scheme ({type(error).__name__}: {error}). "

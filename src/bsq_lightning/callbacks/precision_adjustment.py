@@ -73,6 +73,9 @@ class PrecisionAdjustment(L.Callback):
             "acc_after": accuracy_after,
             "bits_before": before.bits("paper"),
             "bits_after": after.bits("paper"),
+            "mean_precision_after": after.mean_precision,
+            "kilobytes_after": after.bits("model") / 8000,
+            "gbops_after": after.gbops,
             "layers": {name: {"from": was[name], "to": now[name], "plane_norms": norms[name]} for name in now},
         }
         if self.path and trainer.is_global_zero:

@@ -57,7 +57,7 @@ def launch_points(
             raise ValueError(f"point {' '.join(job)}: {error}. No point was started.") from error
         points.append((settled, folder))
     sweep.add_points({str(f.path.relative_to(sweep.path)): list(job) for f, job in zip(folders, jobs, strict=True)})
-    _train(points, jobs, sweep, slots, _hydra_arguments(config))
+    _train(points, jobs, sweep, slots, hydra_arguments(config.hydra))
     print_status(sweep)
     return points
 
@@ -132,10 +132,10 @@ def _float_folder(cfg: DictConfig, sweep: SweepFolder) -> Path:
     return sweep.float_stages / f"{cfg.model['_target_'].rpartition('.')[2]}-seed={cfg.seed}-{key}"
 
 
-def _hydra_arguments(config: DictConfig) -> list[str]:
+def hydra_arguments(hydra: Any, config_name: str | None = None) -> list[str]:
     """``--config-dir`` and the like of this command, for the processes that train."""
-    sources = {source.provider: source.path for source in config.hydra.runtime.config_sources}
-    arguments = ["--config-name", config.hydra.job.config_name]
+    sources = {source.provider: source.path for source in hydra.runtime.config_sources}
+    arguments = ["--config-name", config_name or hydra.job.config_name]
     if sources["main"] != CONF_DIR:
         arguments += ["--config-path", os.path.abspath(sources["main"])]
     if "command-line" in sources:

@@ -91,6 +91,7 @@ def _run_stage(
 ) -> QuantizedNetwork:
     epochs = cfg.stages[stage].epochs
     L.seed_everything(cfg.seed * len(STAGES) + STAGES.index(stage), workers=True, verbose=False)
+    network.count_macs_(datamodule.image_size)
     module = build_module(cfg, network, stage, datamodule.num_classes)
     if done is not None and done["epoch"] + 1 >= epochs:
         load_state(module, done, folder.last)
@@ -118,7 +119,7 @@ def _measure(cfg: DictConfig, module: QuantModule, datamodule: ImageDataModule) 
     result |= trainer.test(module, datamodule, verbose=False)[0]
     scheme = module.network.scheme()
     if scheme.layers:
-        result |= {"mean_precision": scheme.mean_precision, "sizes": scheme.sizes()}
+        result |= {"mean_precision": scheme.mean_precision, "sizes": scheme.sizes(), "gbops": scheme.gbops}
     log.info("stage %s: test accuracy %.2f %%", module.stage, 100 * result["test/acc"])
     return result
 
@@ -170,6 +171,7 @@ def summarize(
         },
         "mean_precision": scheme.mean_precision,
         "sizes": scheme.sizes(),
+        "gbops": scheme.gbops,
         "scheme": scheme.precisions(),
         "act_precision": scheme.act_precision,
         "seconds": _seconds(folder),
