@@ -1,9 +1,11 @@
 """``python -m bsq_lightning.evaluate run=FOLDER``: the test accuracy of a run's final network, again."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors
+from bsq_lightning.cli.config import CONF_DIR, plain_errors, quote_paths
 
 
 @plain_errors
@@ -36,6 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Console entry point."""
+    sys.argv[1:] = quote_paths(sys.argv[1:])
     hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="evaluate")(evaluate)()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bsq_lightning.cli.bracket import Trial, hopeless, inside, next_alphas
 from bsq_lightning.files import read_json, write_whole
-from bsq_lightning.run_folder import RunFolder
+from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import Scheme
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,10 @@ class BudgetSearch:
             ValueError: no run came inside the budget.
         """
         budget = self.target.value
+        known = {self.folder(trial.alpha).path.name for trial in self.trials}
+        begun = [n for n in SweepFolder(self.path).points() if n not in known and n.startswith("alpha=")]
+        if begun:  # an earlier start was interrupted in them
+            self._try([float(name.removeprefix("alpha=")) for name in begun])
         while not self._good_enough() and len(self.trials) < self.max_runs:
             count = min(self.together, self.max_runs - len(self.trials))
             alphas = next_alphas(self.trials, budget, self.alpha, self.factor, count)

@@ -1,6 +1,7 @@
 """Where the configs are, how objects are made from them, and how a user's mistake is shown."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -33,6 +34,23 @@ def instantiate(config: Any, **arguments: Any) -> Any:
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise cause from None
         raise ValueError(f"{config.get('_target_')}: {cause}") from error
+
+
+def quote_paths(arguments: list[str]) -> list[str]:
+    """Quotes the values that are paths of something there, for Hydra, whose grammar minds the = in names of points.
+
+    Example:
+        >>> quote_paths(["run=/", "reg.alpha=1e-3,2e-3"])
+        ['run=/', 'reg.alpha=1e-3,2e-3']
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and set("=, '()") & set(value) and os.path.exists(os.path.expanduser(value)):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            argument = f"{key}='{escaped}'"
+        quoted.append(argument)
+    return quoted
 
 
 def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:

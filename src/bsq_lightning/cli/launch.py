@@ -129,7 +129,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 def _float_folder(cfg: DictConfig, sweep: SweepFolder) -> Path:
     key = hashlib.sha256(json.dumps(float_part(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    return sweep.float_stages / f"{cfg.model['_target_'].rpartition('.')[2]}-seed={cfg.seed}-{key}"
+    return sweep.float_stages / f"{cfg.model['_target_'].rpartition('.')[2]}-seed{cfg.seed}-{key}"
 
 
 def hydra_arguments(hydra: Any, config_name: str | None = None) -> list[str]:

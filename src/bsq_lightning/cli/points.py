@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,8 @@ def run_points(
         watch: asked about each running folder every second; a reason stops that process (no failure).
     """
     waiting, active, ended = list(commands), {}, {}
+    # What ends this process must end its children too, or they train on, unseen.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         while waiting or active:
             for slot in range(slots.count):
@@ -97,7 +100,10 @@ def run_points(
                     ended[process.folder.path] = reason is not None or _report(process)
     finally:
         for process in active.values():
+            process.popen.terminate()
+        for process in active.values():
             _stop(process.popen)
+        signal.signal(signal.SIGTERM, before)
     return ended
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from bsq_lightning.cli.config import CONF_DIR
+from bsq_lightning.cli.config import CONF_DIR, quote_paths
 from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
@@ -50,6 +50,6 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 def rewrite_command_line() -> None:
     """Applies ``resume_arguments`` to this process; a mistake ends it with one message."""
     try:
-        sys.argv[1:] = resume_arguments(sys.argv[1:])
+        sys.argv[1:] = quote_paths(resume_arguments(sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

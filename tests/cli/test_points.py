@@ -1,0 +1,112 @@
+"""Points run a few at a time; a failure is recorded and stops no other. The processes here only sleep and write."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bsq_lightning.cli.points import Slots, run_points, train_command
+from bsq_lightning.run_folder import RunFolder
+
+SUMMARY = json.dumps({"accuracy": {"final": {"test/acc": 0.5}}})
+
+
+def writing(folder: Path, code: str = "") -> list[str]:
+    """A command that notes when it ran, where and with what, and then writes a summary."""
+    program = f"""
+import os, pathlib, time
+folder = pathlib.Path({str(folder)!r})
+start = time.time()
+time.sleep(0.4)
+{code}
+seen = [os.environ.get(k, "") for k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "BSQ_SWEEP")]
+(folder / "span").write_text(repr((start, time.time(), *seen)))
+(folder / "summary.json").write_text({SUMMARY!r})
+"""
+    return [sys.executable, "-c", program]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_never_more_at_once_than_slots_and_all_of_them(tmp_path: Path, slots: int) -> None:
+    folders = [tmp_path / f"p{i}" for i in range(5)]
+    ended = run_points({f: writing(f) for f in folders}, Slots(slots, 1), "mine")
+    assert ended == dict.fromkeys(folders, True)
+    spans = [eval((f / "span").read_text()) for f in folders]
+    most = max(sum(a[0] <= b[0] < a[1] for a in spans) for b in spans)
+    assert most == min(slots, most) and (slots == 1 or most > 1)
+    assert {span[2:] for span in spans} == {("1", os.environ.get("CUDA_VISIBLE_DEVICES", ""), "mine")}
+
+
+def test_gpus_and_threads_are_dealt_to_the_slots() -> None:
+    four = Slots(gpus=("0", "1", "2", "3"))
+    assert four.count == 4
+    assert [four.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["0", "1", "2", "3"]
+    two = Slots(2, gpus=("0", "1", "2", "3"))
+    assert sorted(",".join(two.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(2)).split(",")) == list("0123")
+    six = Slots(6, threads=3, gpus=("4", "5"))
+    assert [six.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(6)] == ["4", "5"] * 3
+    assert six.environment(0)["OMP_NUM_THREADS"] == "3"
+    cores = len(os.sched_getaffinity(0))
+    assert int(Slots(2).environment(0)["OMP_NUM_THREADS"]) == max(1, cores // 2)
+    with pytest.raises(ValueError, match="positive"):
+        Slots(0)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("raise ValueError('no such thing')", "no such thing"), ("os.kill(os.getpid(), 9)", "killed by signal 9")],
+)
+def test_a_failure_is_recorded_with_its_last_words_and_the_others_go_on(tmp_path: Path, code: str, said: str) -> None:
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    ended = run_points({bad: writing(bad, code), good: writing(good)}, Slots(1), "s")
+    assert ended == {bad: False, good: True}
+    assert RunFolder(bad).state == "failed" and RunFolder(good).state == "done"
+    error = RunFolder(bad).error()
+    assert error is not None and said in error["message"]
+    assert said in (bad / "output.log").read_text() or "signal" in said
+
+
+def test_an_error_that_the_run_recorded_itself_is_kept(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    code = '(folder / \'error.json\').write_text(\'{"type": "E", "message": "its own"}\'); raise SystemExit(1)'
+    assert run_points({bad: writing(bad, code)}, Slots(1), "s") == {bad: False}
+    assert RunFolder(bad).error() == {"type": "E", "message": "its own"}
+
+
+def test_a_watch_stops_a_run_without_calling_it_a_failure(tmp_path: Path) -> None:
+    slow, quick = tmp_path / "slow", tmp_path / "quick"
+    commands = {slow: writing(slow, "time.sleep(60)"), quick: writing(quick)}
+    started = time.monotonic()
+    ended = run_points(commands, Slots(2), "s", lambda folder: "too slow" if folder.path == slow else None)
+    assert time.monotonic() - started < 30
+    assert ended == {slow: True, quick: True}
+    assert RunFolder(slow).state == "unfinished"
+
+
+def test_terminating_the_parent_ends_its_children(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    command = writing(folder, "(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)")
+    program = f"""
+from pathlib import Path
+from bsq_lightning.cli.points import Slots, run_points
+run_points({{Path({str(folder)!r}): {command!r}}}, Slots(1), "s")
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 60
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+
+
+def test_the_command_survives_strange_folder_names() -> None:
+    command = train_command(Path("/a b/it's,x=1"), ["seed=1"])
+    assert command[-2:] == ["hydra.run.dir='/a b/it\\'s,x=1'", "hydra.mode=RUN"]
