@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train evaluate test test-slow lint clean
+.PHONY: help install quickstart train sweep evaluate test test-slow lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ quickstart: install ## the whole pipeline on digits, about 2 minutes after insta
 
 train: install ## train with ARGS="model=resnet20 reg.alpha=1e-3"
 	$(BIN)/python -m bsq_lightning.train $(ARGS)
+
+sweep: install ## a file of sweeps/: SWEEP=alpha_digits, more with ARGS="hydra.launcher.slots=2"
+	$(BIN)/python -m bsq_lightning.train --config-dir sweeps --config-name $(SWEEP) $(ARGS)
 
 evaluate: install ## test a run again: RUN=FOLDER
 	$(BIN)/python -m bsq_lightning.evaluate run=$(RUN)

@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from bsq_lightning.cli.build import build_callbacks, build_module, build_net, build_network, planned_stages
+from bsq_lightning.cli.build import (
+    build_callbacks,
+    build_module,
+    build_net,
+    build_network,
+    check_settings,
+    planned_stages,
+)
 from bsq_lightning.cli.config import CONF_DIR
 
 FILES = sorted(
@@ -72,7 +81,7 @@ def test_a_users_own_class() -> None:
     assert build_network(cfg, build_net(cfg, num_classes=3), "bits").scheme().size > 0
 
 
-@pytest.mark.parametrize("quant", ["bsq", "bsq_reference", "uniform"])
+@pytest.mark.parametrize("quant", ["bsq", "bsq_reference", "bsq_rewind", "uniform"])
 def test_every_stage_of_every_method_is_built(quant: str, tmp_path: Path) -> None:
     cfg = composed(f"quant={quant}", "experiment=quickstart")
     planned = planned_stages(cfg)
@@ -96,3 +105,26 @@ def test_uniform_is_8_bits_at_both_ends() -> None:
 def test_none_files_are_empty() -> None:
     for path in Path(CONF_DIR).glob("*/none.yaml"):
         assert not path.read_text().strip()
+
+
+SWEEPS = sorted((Path(CONF_DIR).parent / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
+def test_every_point_of_every_sweep_composes_and_says_what_it_costs(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("BSQ_DATA", raising=False)
+    text = path.read_text()
+    for word in ("# Question:", f"# Command:  make sweep SWEEP={path.stem}", "# Cost:"):
+        assert word in text
+    assert f"SWEEP={path.stem}\n" in text or f"SWEEP={path.stem} " in text
+    params = OmegaConf.load(path).hydra.sweeper.params
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        points = BasicSweeper.split_arguments(overrides, None)[0]
+        for point in points:
+            cfg = compose("train", overrides=list(point))
+            check_settings(cfg)
+            assert planned_stages(cfg)
+    assert len({tuple(point) for point in points}) == len(points) > 1
