@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train evaluate test test-slow lint clean
+.PHONY: help install quickstart train evaluate wandb-sync test test-slow lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ train: install ## train with ARGS="model=resnet20 reg.alpha=1e-3"
 
 evaluate: install ## test a run again: RUN=FOLDER
 	$(BIN)/python -m bsq_lightning.evaluate run=$(RUN)
+
+wandb-sync: install ## upload all offline W&B runs below a folder: RUNS=FOLDER
+	@# wandb keeps the order of a resumed run's parts by itself, which one process for each part would not
+	find $(RUNS) -type d -name 'offline-run-*' -print0 | sort -z | xargs -0 -r $(BIN)/wandb sync -n 8
 
 lint: install ## ruff, pyright, import contract
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@ A run folder: ``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydr
 state, its stage inside), ``float.ckpt`` and ``bits.ckpt`` (ends of stages); ``metrics.csv`` (every epoch),
 ``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found), ``stages.json`` (results of the stages that are
 done), ``summary.json``, written last: the run is finished; ``error.json``, the failure of the last start, if it failed;
-``.running.lock``, held by the process that trains in the folder and given up by its death.
+``.running.lock``, held by the process that trains in the folder and given up by its death; ``wandb.json`` and
+``wandb/``, the id and the files of the mirror on W&B, which nothing reads back.
 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each.
 """
@@ -174,4 +175,9 @@ class SweepFolder:
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path}")
         found = {path.parent for name in ("config.yaml", "error.json") for path in self.path.rglob(name)}
-        return [RunFolder(path) for path in sorted(found) if not any(p.startswith(".") for p in path.parts[-2:])]
+        return [
+            RunFolder(path)
+            for path in sorted(found)
+            # W&B keeps a config.yaml of its own below a run folder.
+            if not any(p.startswith(".") for p in path.parts[-2:]) and found.isdisjoint(path.parents)
+        ]

@@ -19,6 +19,7 @@ def train(cfg: DictConfig) -> float:
     """Runs one config and returns its final test accuracy. A finished run is shown again, not repeated."""
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     from bsq_lightning.cli.build import check_settings
+    from bsq_lightning.cli.loggers import mirrored
     from bsq_lightning.cli.preflight import preflight
     from bsq_lightning.cli.settled import settle
     from bsq_lightning.cli.stages import run_stages
@@ -37,9 +38,11 @@ def train(cfg: DictConfig) -> float:
     datamodule = preflight(cfg, folder)
     if cfg.preflight == "only":
         return float("nan")
-    summary = run_stages(cfg, folder, datamodule)
-    write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
-    print_summary(folder, summary)
+    with mirrored(cfg, folder) as mirrors:
+        summary = run_stages(cfg, folder, datamodule, mirrors)
+        write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
+        mirrors.log_summary(summary)
+        print_summary(folder, summary)
     return summary["accuracy"]["final"]["test/acc"]
 
 
