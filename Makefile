@@ -28,8 +28,9 @@ evaluate: install ## test a run again: RUN=FOLDER
 	$(BIN)/python -m bsq_lightning.evaluate run=$(RUN)
 
 wandb-sync: install ## upload all offline W&B runs below a folder: RUNS=FOLDER
-	@# wandb keeps the order of a resumed run's parts by itself, which one process for each part would not
-	find $(RUNS) -type d -name 'offline-run-*' -print0 | sort -z | xargs -0 -r $(BIN)/wandb sync -n 8
+	@# the newest part of a resumed run holds its past as well; an older part may have been killed while it was written
+	find $(RUNS) -type l -path '*/wandb/latest-run' -exec readlink -f {} + | grep /offline-run- \
+	  | xargs -d '\n' -r -P 8 -n 1 $(BIN)/wandb sync
 
 lint: install ## ruff, pyright, import contract
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ done), ``summary.json``, written last: the run is finished; ``error.json``, the 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each.
 """
 
+import csv
 import json
 import os
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bsq_lightning.files import read_json, write_whole
+from bsq_lightning.files import read_json, whole_lines, write_whole
 
 STATES = ("done", "running", "failed", "unfinished")
 
@@ -82,6 +83,14 @@ class RunFolder:
     def add_result(self, stage: str, result: dict[str, Any]) -> None:
         """Records a finished stage."""
         write_whole(self.path / "stages.json", json.dumps({**self.results(), stage: result}, indent=1))
+
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of ``metrics.csv`` so far."""
+        return list(csv.DictReader(whole_lines(self.path / "metrics.csv")))
+
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of each stage so far, in the order of the stages."""
+        return {row["stage"]: int(row["step"]) for row in self.metrics()}
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """Loggers: built once for all stages of a run, told how it goes, and closed with how it ended."""
 
-import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.config import instantiate
-from bsq_lightning.loggers.run_mirror import RunMirror
+from bsq_lightning.loggers.run_mirror import RunMirror, end_of_stage
 from bsq_lightning.module import STAGES
 from bsq_lightning.run_folder import RunFolder
 
@@ -47,15 +46,14 @@ class Mirrors:
     def begin_stage(self, stage: str) -> None:
         """Tells how many steps the stages before took."""
         before = STAGES[: STAGES.index(stage)]
-        steps = sum(count for name, count in steps_by_stage(self.folder).items() if name in before)
+        steps = sum(count for name, count in self.folder.steps().items() if name in before)
         for mirror in self.mirrors:
             mirror.begin_stage(steps)
 
     def log_result(self, stage: str, result: dict[str, Any]) -> None:
         """A stage's end: its network measured in float32, under ``end/``."""
-        numbers = {f"end/{key}": value for key, value in result.items() if isinstance(value, float)}
         for logger in self.loggers:
-            logger.log_metrics(numbers, steps_by_stage(self.folder).get(stage, 1) - 1)
+            logger.log_metrics(end_of_stage(result), self.folder.steps()[stage] - 1)
 
     def log_summary(self, summary: dict[str, Any]) -> None:
         for mirror in self.mirrors:
@@ -81,12 +79,3 @@ def mirrored(cfg: DictConfig, folder: RunFolder) -> Iterator[Mirrors]:
     finally:
         for mirror in mirrors.mirrors:
             mirror.close(exit_code)
-
-
-def steps_by_stage(folder: RunFolder) -> dict[str, int]:
-    """Optimizer steps of each stage so far, from ``metrics.csv``."""
-    path = folder.path / "metrics.csv"
-    if not path.exists():
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return {row["stage"]: int(row["step"]) for row in csv.DictReader(file)}

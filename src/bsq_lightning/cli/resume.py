@@ -35,9 +35,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         if not equals or not (key in ALLOWED or key.startswith("logger.")):
             has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None
             refused.append(f"{argument} (the folder has {has})" if has is not None else argument)
-        overrides += (
-            _exchange_logger(value, OmegaConf.select(config, "logger") or {}) if key == "logger" else [argument]
-        )
+        overrides += _exchange_logger(value, config) if key == "logger" else [argument]
     if refused:
         raise ValueError(
             f"a resumed run keeps its config, only paths, devices and loggers may change; refused: "
@@ -50,13 +48,14 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _exchange_logger(value: str, kept: Any) -> list[str]:
+def _exchange_logger(value: str, config: Any) -> list[str]:
     """The folder's config has no defaults list in which a group could be exchanged: adds the new, removes the old."""
     from omegaconf import OmegaConf
 
     files = [Path(CONF_DIR) / "logger" / f"{name.strip()}.yaml" for name in value.strip("[]").split(",")]
     new = {key for file in files if file.is_file() for key in OmegaConf.load(file)}
-    return [f"+logger={value}", *(f"~logger.{key}" for key in kept if key not in new)]
+    old = OmegaConf.select(config, "logger") or {}
+    return [f"+logger={value}", *(f"~logger.{key}" for key in old if key not in new)]
 
 
 def rewrite_command_line() -> None:

@@ -6,6 +6,11 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 
+def end_of_stage(result: Mapping[str, Any]) -> dict[str, float]:
+    """What is shown of a stage's result in ``stages.json``."""
+    return {f"end/{key}": value for key, value in result.items() if isinstance(value, float)}
+
+
 class RunMirror(Logger):
     """A logger of a whole run: mix it in before a logger of Lightning's.
 

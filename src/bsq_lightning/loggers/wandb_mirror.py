@@ -1,6 +1,5 @@
 """Weights & Biases: one W&B run for each run folder, over all its stages and resumes."""
 
-import csv
 import json
 import logging
 import os
@@ -13,15 +12,17 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from bsq_lightning.files import read_json, write_whole
+from bsq_lightning.files import read_json, whole_lines, write_whole
 from bsq_lightning.loggers.heat_map import heat_map
-from bsq_lightning.loggers.run_mirror import RunMirror
+from bsq_lightning.loggers.run_mirror import RunMirror, end_of_stage
+from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 log = logging.getLogger(__name__)
+AXIS = "trainer/global_step"  # Lightning's name for it
 TABLE = ("stage", "epochs", "layer", "weights", "bits")
 SECONDS_TO_CONNECT = 30
 
@@ -73,7 +74,7 @@ class WandbMirror(RunMirror, WandbLogger):
         arguments |= {"settings": quiet, "mode": self._mode(quiet)}
         try:
             run = self.experiment
-        except wandb.Error as error:
+        except Exception as error:  # whatever it is, training does not need W&B
             if arguments["mode"] == "offline":
                 raise
             log.warning("W&B goes offline, its server does not take this run: %s", str(error).split("\n")[0])
@@ -84,6 +85,7 @@ class WandbMirror(RunMirror, WandbLogger):
             write_whole(self._kept, json.dumps({"id": run.id, "group": run.group or None}))
         if not run.offline:
             log.info("W&B: %s", run.url)
+        self._repeat(run.summary.get(AXIS, -1))
 
     @property
     def _kept(self) -> Path:
@@ -109,21 +111,34 @@ class WandbMirror(RunMirror, WandbLogger):
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """The recorder and the adjustment have written the epoch's files by now."""
         super().after_save_checkpoint(checkpoint_callback)
-        with open(self.folder / "metrics.csv", encoding="utf-8") as file:
-            *_, row = csv.DictReader(file)
+        row = RunFolder(self.folder).metrics()[-1]
         step = int(row["step"]) - 1  # Lightning names an epoch's metrics by its last step
-        self._log_epoch(row, step)
+        # Lightning logs those with a slash itself.
+        self.log_metrics({key: value for key, value in _values(row).items() if "/" not in key}, step)
         self._log_bits(step)
 
-    def _log_epoch(self, row: dict[str, str], step: int) -> None:
-        """The columns of ``metrics.csv`` that Lightning does not log itself: stage, learning rate, sizes, seconds."""
-        own = {key: value for key, value in row.items() if value and "/" not in key and key not in ("stage", "step")}
-        self.log_metrics({"stage": row["stage"], **{key: float(value) for key, value in own.items()}}, step)
+    def _repeat(self, last: int) -> None:
+        """Shows what the run folder has and W&B may not have yet, from step ``last`` on.
+
+        A killed process takes the last seconds with it that wandb had not written, and wandb cannot sync a file that
+        ends before it names its run; so an offline run that goes on begins with all of its past.
+        """
+        folder = RunFolder(self.folder)
+        steps, results, ends, before = folder.steps(), folder.results(), {}, 0
+        for stage, count in steps.items():
+            ends[stage], before = (before, before + count - 1), before + count
+        for row in folder.metrics():
+            step = ends[row["stage"]][0] + int(row["step"]) - 1
+            if step >= last:
+                self.log_metrics(_values(row), step)
+            if step >= last and step == ends[row["stage"]][1] and row["stage"] in results:
+                self.log_metrics(end_of_stage(results[row["stage"]]), step)
+        if before:
+            self._log_bits(before - 1)
 
     def _log_bits(self, step: int) -> None:
         """Table, picture and scheme after an adjustment; after a resume all adjustments so far once more."""
-        path = self.folder / "adjustments.jsonl"
-        adjustments = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        adjustments = [json.loads(line) for line in whole_lines(self.folder / "adjustments.jsonl")]
         if len(adjustments) == self._adjustments:
             return
         import wandb
@@ -171,10 +186,16 @@ class WandbMirror(RunMirror, WandbLogger):
     def close(self, exit_code: int) -> None:
         run: Run | None = self._experiment  # type: ignore[assignment]
         if run is not None:
-            offline, folders = run.offline, sorted(self.folder.resolve().glob(f"wandb/offline-run-*-{run.id}"))
+            offline, files = run.offline, Path(run.dir)
             run.finish(exit_code=exit_code)
             self._experiment = None
             if offline and not run.disabled:
-                log.info("W&B is offline; to upload: wandb sync %s", shlex.join(map(str, folders)))
+                log.info("W&B is offline; to upload: wandb sync %s", shlex.quote(str(files.parent)))
         if self._own_data_dir:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def _values(row: dict[str, str]) -> dict[str, Any]:
+    """A row of ``metrics.csv`` as it is shown."""
+    numbers = {key: float(value) for key, value in row.items() if value and key not in ("stage", "step")}
+    return {"stage": row["stage"], **numbers}
