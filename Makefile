@@ -30,7 +30,7 @@ evaluate: install ## test a run again: RUN=FOLDER
 wandb-sync: install ## upload all offline W&B runs below a folder: RUNS=FOLDER
 	@# the newest part of a resumed run holds its past as well; an older part may have been killed while it was written
 	find $(RUNS) -type l -path '*/wandb/latest-run' -exec readlink -f {} + | grep /offline-run- \
-	  | xargs -d '\n' -r -P 8 -n 1 $(BIN)/wandb sync
+	  | tr '\n' '\0' | xargs -0 -r -P 8 -n 1 $(BIN)/wandb sync
 
 lint: install ## ruff, pyright, import contract
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from bsq_lightning.callbacks.run_recorder import COLUMNS
 from bsq_lightning.scheme import Scheme
 from tests.cli.commands import TINY, run, start
 from tests.loggers.wandb_file import WandbFile, offline_runs
+from tests.loggers.wandb_server import wandb_server
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps" / "wandb").glob("*.yaml"))
 X = "trainer/global_step"
@@ -232,7 +233,7 @@ def begin(*folders: Path, **environment: str) -> str:
         folder.mkdir()
     result = subprocess.run(
         [sys.executable, "-c", BEGIN, *map(str, folders)],
-        env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
@@ -262,3 +263,27 @@ def test_wandb_mode_can_disable(tmp_path: Path) -> None:
 def test_online_without_a_key_does_not_ask_for_one(tmp_path: Path) -> None:
     assert "although WANDB_MODE=online" in begin(tmp_path / "b", WANDB_MODE="online")
     assert len(offline_runs(tmp_path / "b")) == 1
+
+
+def test_wandb_sync_uploads_the_run_as_it_ended(trained: tuple[Path, str], mirror: WandbFile) -> None:
+    command = trained[1].splitlines()[-1].split("to upload: wandb ")[1].split()
+    with wandb_server() as server:
+        subprocess.run(
+            [sys.executable, "-m", "wandb", *command],
+            env={**os.environ, **server.environment}, check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+    assert server.runs[0]["name"] == mirror.run.run_id and server.runs[0]["groupName"] == "alphas"
+    losses = [row["train/loss"] for row in server.history if "train/loss" in row]
+    assert losses == [pytest.approx(float(row["train/loss"])) for row in rows(trained[0])]
+    assert server.exit_code == 0
+    (mirror.path.parent / f"{mirror.path.name}.synced").unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_online_where_there_is_a_key(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        output = begin(tmp_path / "a", **server.environment)
+        assert "offline" not in output
+    assert [row["train/loss"] for row in server.history] == [1.5] and server.exit_code == 0
+    assert not offline_runs(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "wandb.json").read_text())["id"] == server.runs[0]["name"]
