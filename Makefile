@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train sweep evaluate test test-slow lint clean
+.PHONY: help install quickstart train sweep evaluate wandb-sync test test-slow lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ sweep: install ## a file of sweeps/: SWEEP=alpha_digits, more with ARGS="hydra.l
 
 evaluate: install ## test a run again: RUN=FOLDER
 	$(BIN)/python -m bsq_lightning.evaluate run=$(RUN)
+
+wandb-sync: install ## upload all offline W&B runs below a folder: RUNS=FOLDER
+	@# the newest part of a resumed run holds its past as well; an older part may have been killed while it was written
+	find $(RUNS) -type l -path '*/wandb/latest-run' -exec readlink -f {} + | grep /offline-run- \
+	  | tr '\n' '\0' | xargs -0 -r -P 8 -n 1 $(BIN)/wandb sync
 
 lint: install ## ruff, pyright, import contract
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.files import append_line, cut_lines, read_json, write_whole
+from bsq_lightning.files import append_line, cut_lines, read_json, whole_lines, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +28,12 @@ def test_cut_drops_half_lines_and_what_is_not_kept(tmp_path: Path) -> None:
     cut_lines(path, lambda line: int(line) < 2)
     assert path.read_text() == "0\n1\n"
     cut_lines(tmp_path / "absent", lambda line: True)
+
+
+def test_whole_lines_leave_half_a_line_out(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a\nb\nhal")
+    assert whole_lines(tmp_path / "log") == ["a", "b"]
+    assert whole_lines(tmp_path / "absent") == []
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def cut_lines(path: str | Path, keep: Callable[[str], bool]) -> None:
         write_whole(path, "".join(kept))
 
 
+def whole_lines(path: str | Path) -> list[str]:
+    """The lines of a log, without a last one that has no end (a crash mid-write); none where there is no file."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Reads a JSON object.
 

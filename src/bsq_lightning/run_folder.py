@@ -4,7 +4,8 @@ A run folder: ``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydr
 state, its stage inside), ``float.ckpt`` and ``bits.ckpt`` (ends of stages); ``metrics.csv`` (every epoch),
 ``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found), ``stages.json`` (results of the stages that are
 done), ``summary.json``, written last: the run is finished; ``error.json``, the failure of the last start, if it failed;
-``.running.lock``, held by the process that trains in the folder and given up by its death.
+``.running.lock``, held by the process that trains in the folder and given up by its death; ``wandb.json`` and
+``wandb/``, the id and the files of the mirror on W&B, which nothing reads back.
 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each.
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bsq_lightning.files import read_json, write_whole
+from bsq_lightning.files import read_json, whole_lines, write_whole
 
 STATES = ("done", "running", "failed", "unfinished")
 
@@ -81,14 +82,20 @@ class RunFolder:
 
     def newest_metrics(self) -> dict[str, str]:
         """The last whole row of ``metrics.csv``; empty before the first epoch ends."""
-        path = self.path / "metrics.csv"
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
-        rows = list(csv.DictReader(lines[:1] + lines[-1:])) if len(lines) > 1 else []
-        return rows[-1] if rows else {}
+        lines = whole_lines(self.path / "metrics.csv")
+        return next(csv.DictReader(lines[:1] + lines[-1:])) if len(lines) > 1 else {}
 
     def add_result(self, stage: str, result: dict[str, Any]) -> None:
         """Records a finished stage."""
         write_whole(self.path / "stages.json", json.dumps({**self.results(), stage: result}, indent=1))
+
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of ``metrics.csv`` so far."""
+        return list(csv.DictReader(whole_lines(self.path / "metrics.csv")))
+
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of each stage so far, in the order of the stages."""
+        return {row["stage"]: int(row["step"]) for row in self.metrics()}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -196,5 +203,9 @@ class SweepFolder:
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self.path}")
         found = {path.parent for name in ("config.yaml", "error.json") for path in self.path.rglob(name)}
-        own = [p for p in sorted(found) if p.name != ".hydra" and not p.is_relative_to(self.float_stages)]
-        return [RunFolder(path) for path in own]
+        return [
+            RunFolder(path)
+            for path in sorted(found)
+            # W&B keeps a config.yaml of its own below a run folder.
+            if path.name != ".hydra" and found.isdisjoint(path.parents) and not path.is_relative_to(self.float_stages)
+        ]

@@ -20,6 +20,7 @@ def train(cfg: DictConfig) -> float:
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     from bsq_lightning.cli.build import check_settings
     from bsq_lightning.cli.float_stage import take_float_stage
+    from bsq_lightning.cli.loggers import mirrored
     from bsq_lightning.cli.preflight import preflight
     from bsq_lightning.cli.settled import settle
     from bsq_lightning.cli.stages import run_stages
@@ -38,11 +39,13 @@ def train(cfg: DictConfig) -> float:
                 datamodule = preflight(cfg, folder)
                 if cfg.preflight == "only":
                     return float("nan")
-                summary = run_stages(cfg, folder, datamodule)
-                if summary is None:
-                    print(f"stopped after stage {cfg.until}, as asked; go on with resume={folder.path}")
-                    return float("nan")
-                write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
+                with mirrored(cfg, folder) as mirrors:
+                    summary = run_stages(cfg, folder, datamodule, mirrors)
+                    if summary is None:
+                        print(f"stopped after stage {cfg.until}, as asked; go on with resume={folder.path}")
+                        return float("nan")
+                    write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
+                    mirrors.log_summary(summary)
         summary = folder.summary()
     print_summary(folder, summary)
     return summary["accuracy"]["final"]["test/acc"]

@@ -10,6 +10,7 @@ TINY = [
     "experiment=quickstart", "model._target_=bsq_lightning.models.ResNetCifar", "+model.depth=8", "~model.shortcut",
     "data.limit_train=256", "data.batch_size=64", "reg.alpha=20", "stages.bits.optimizer.weight_decay=0.05",
     "stages.float.epochs=1", "stages.bits.epochs=4", "stages.bits.adjust_every_n_epochs=2", "stages.finetune.epochs=2",
+    "logger=none",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bsq_lightning.cli.bracket import Trial, hopeless, inside, next_alphas
-from bsq_lightning.files import read_json, write_whole
+from bsq_lightning.files import read_json, whole_lines, write_whole
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import Scheme
 
@@ -56,8 +56,7 @@ class Target:
 
     def after_adjustments(self, folder: RunFolder) -> list[float]:
         """Sizes after each adjustment so far, from the run folder."""
-        path = folder.path / "adjustments.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = whole_lines(folder.path / "adjustments.jsonl")
         key = {"kilobytes": "kilobytes_after", "mean_bits": "mean_precision_after", "gbops": "gbops_after"}[self._name]
         return [json.loads(line)[key] for line in lines]
 

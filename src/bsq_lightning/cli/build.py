@@ -169,16 +169,6 @@ def build_test_trainer(cfg: DictConfig) -> L.Trainer:
     )
 
 
-def build_logger(cfg: DictConfig, folder: Path) -> Any:
-    """Loggers next to the run folder's own files, or False."""
-    loggers = [
-        instantiate(config, **({"save_dir": str(folder)} if "save_dir" in config else {}))
-        for config in (cfg.logger or {}).values()
-        if config
-    ]
-    return loggers or False
-
-
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     """The data, ready: downloaded if need be and set up."""
     datamodule = instantiate(cfg.data)

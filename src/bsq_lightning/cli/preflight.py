@@ -22,6 +22,7 @@ from bsq_lightning.cli.build import (
     planned_stages,
 )
 from bsq_lightning.cli.config import instantiate
+from bsq_lightning.cli.loggers import build_loggers
 from bsq_lightning.cli.stages import first_network, next_network
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import QuantModule
@@ -37,6 +38,7 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
     stages = planned_stages(cfg)
     instantiate(cfg.reg)  # a wrong alpha is found before any data is read
     build_trainer(cfg, max_epochs=1, callbacks=build_callbacks(cfg, folder.path), logger=False)
+    build_loggers(cfg, folder)  # a missing package; nothing is connected
     datamodule = build_datamodule(cfg)
     done = load_checkpoint(folder.last) if folder.last.exists() else None
     rows: list[tuple[str, str]] = [(key, str(value)) for key, value in datamodule.describe().items()]

@@ -1,6 +1,8 @@
 """``resume=FOLDER``: the folder's own config, and only such overrides as cannot change the result."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from bsq_lightning.cli.config import CONF_DIR, quote_paths
 from bsq_lightning.run_folder import RunFolder
@@ -30,11 +32,10 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if key == "resume":
             continue
-        if not equals or key not in ALLOWED:
+        if not equals or not (key in ALLOWED or key.startswith("logger.")):
             has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None
             refused.append(f"{argument} (the folder has {has})" if has is not None else argument)
-        # The folder's config has no defaults list in which a group could be exchanged; it is added instead.
-        overrides.append(f"+logger={value}" if key == "logger" else argument)
+        overrides += _exchange_logger(value, config) if key == "logger" else [argument]
     if refused:
         raise ValueError(
             f"a resumed run keeps its config, only paths, devices and loggers may change; refused: "
@@ -45,6 +46,16 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         "--config-path", str(folder.config.parent), "--config-name", "config", "--config-dir", CONF_DIR,
         f"hydra.run.dir='{path}'", "hydra.output_subdir=null", "hydra/job_logging=plain", *overrides,
     ]  # fmt: skip
+
+
+def _exchange_logger(value: str, config: Any) -> list[str]:
+    """The folder's config has no defaults list in which a group could be exchanged: adds the new, removes the old."""
+    from omegaconf import OmegaConf
+
+    files = [Path(CONF_DIR) / "logger" / f"{name.strip()}.yaml" for name in value.strip("[]").split(",")]
+    new = {key for file in files if file.is_file() for key in OmegaConf.load(file)}
+    old = OmegaConf.select(config, "logger") or {}
+    return [f"+logger={value}", *(f"~logger.{key}" for key in old if key not in new)]
 
 
 def rewrite_command_line() -> None:

@@ -15,7 +15,6 @@ from bsq_lightning import __version__
 from bsq_lightning.callbacks import RangeCalibration, load_checkpoint
 from bsq_lightning.cli.build import (
     build_callbacks,
-    build_logger,
     build_module,
     build_net,
     build_network,
@@ -27,6 +26,7 @@ from bsq_lightning.cli.build import (
     test_arithmetic,
 )
 from bsq_lightning.cli.config import instantiate
+from bsq_lightning.cli.loggers import Mirrors
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.models import load_float_weights
 from bsq_lightning.module import STAGES, QuantModule
@@ -37,7 +37,9 @@ from bsq_lightning.scheme import Scheme
 log = logging.getLogger(__name__)
 
 
-def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) -> dict[str, Any] | None:
+def run_stages(
+    cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule, mirrors: Mirrors
+) -> dict[str, Any] | None:
     """Runs the planned stages that are not done yet and returns the summary; None if ``until`` stops it before."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)  # the initial weights are drawn below
     network = None
@@ -52,7 +54,7 @@ def run_stages(cfg: DictConfig, folder: RunFolder, datamodule: ImageDataModule) 
             network = first_network(cfg, stage, datamodule, restored=done is not None)
         else:
             network = next_network(cfg, network, stage, datamodule, folder)
-        network = _run_stage(cfg, folder, datamodule, network, stage, done)
+        network = _run_stage(cfg, folder, datamodule, mirrors, network, stage, done)
         done = None
         if stage == cfg.until and stage != planned[-1]:
             return None
@@ -85,6 +87,7 @@ def _run_stage(
     cfg: DictConfig,
     folder: RunFolder,
     datamodule: ImageDataModule,
+    mirrors: Mirrors,
     network: QuantizedNetwork,
     stage: str,
     done: dict[str, Any] | None,
@@ -93,17 +96,20 @@ def _run_stage(
     L.seed_everything(cfg.seed * len(STAGES) + STAGES.index(stage), workers=True, verbose=False)
     network.count_macs_(datamodule.image_size)
     module = build_module(cfg, network, stage, datamodule.num_classes)
+    mirrors.begin_stage(stage)
     if done is not None and done["epoch"] + 1 >= epochs:
         load_state(module, done, folder.last)
     else:
         trainer = build_trainer(
-            cfg, max_epochs=epochs, callbacks=build_callbacks(cfg, folder.path), logger=build_logger(cfg, folder.path)
+            cfg, max_epochs=epochs, callbacks=build_callbacks(cfg, folder.path), logger=mirrors.loggers or False
         )
         start = "continues" if done is not None else "starts"
         log.info("stage %s %s at epoch %d of %d", stage, start, done["epoch"] + 2 if done else 1, epochs)
         trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
     if stage not in folder.results():
-        folder.add_result(stage, _measure(cfg, module, datamodule))
+        result = _measure(cfg, module, datamodule)
+        folder.add_result(stage, result)
+        mirrors.log_result(stage, result)
     if stage != STAGES[-1]:
         shutil.copy2(folder.last, folder.checkpoints / f".{stage}.tmp")
         (folder.checkpoints / f".{stage}.tmp").replace(folder.checkpoints / f"{stage}.ckpt")
