@@ -46,8 +46,10 @@ def train(cfg: DictConfig) -> float:
                         return float("nan")
                     write_whole(folder.path / "summary.json", json.dumps(summary, indent=1))
                     mirrors.log_summary(summary)
-        summary = folder.summary()
-    print_summary(folder, summary)
+                    print_summary(folder, summary)
+        else:
+            print_summary(folder, folder.summary())
+    summary = folder.summary()
     return summary["accuracy"]["final"]["test/acc"]
 
 
