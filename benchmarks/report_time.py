@@ -26,9 +26,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         epochs = {"bits": arguments.epochs - arguments.epochs // 7, "finetune": arguments.epochs // 7}
         for i in range(arguments.runs):
-            write_run(Path(folder, f"run{i}"), alpha=1e-3 * 1.3 ** (i // 4), seed=i % 4, epochs=epochs, interval=arguments.interval)
+            write_run(
+                Path(folder, f"run{i}"),
+                alpha=1e-3 * 1.3 ** (i // 4),
+                seed=i % 4,
+                epochs=epochs,
+                interval=arguments.interval,
+            )
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "bsq_lightning.report", f"runs={folder}"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "bsq_lightning.report", f"runs={folder}"], check=True, stdout=subprocess.DEVNULL
+        )
         seconds = time.perf_counter() - start
         megabytes = Path(folder, "report", "index.html").stat().st_size / 1e6
         print(f"{arguments.runs} runs x {arguments.epochs} epochs: {seconds:.2f} s, page of {megabytes:.1f} MB")

@@ -1,4 +1,7 @@
-"""``python -m bsq_lightning.report runs=FOLDER``: what the runs below a folder found, as a page, Markdown, CSV and PNG."""
+"""``python -m bsq_lightning.report runs=FOLDER``: what the runs below a folder found.
+
+A page that needs nothing from outside, Markdown, CSV and PNG.
+"""
 
 import hydra
 from omegaconf import DictConfig

@@ -51,7 +51,9 @@ def write_run(
     epochs = epochs or ({"bits": 20, "finetune": 10} if method == "bsq" else {"finetune": 12})
     layers = layers or RESNET20
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(merged(run_config(method, alpha, precision, seed, epochs), config)))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(merged(run_config(method, alpha, precision, seed, epochs), config))
+    )
     goal = _scheme_found(layers, alpha, draw) if method == "bsq" else _uniform(layers, precision)
     if accuracy is None:
         bits = sum(layers[n] * goal[n] for n in layers) / sum(layers.values())
@@ -67,10 +69,14 @@ def write_run(
                 row, bits_now = _adjust(epoch, n, acc - 0.01, bits_now, goal, layers, draw)
                 adjustments.append(json.dumps(row))
             scheme = _scheme(layers, bits_now)
-            quantized = [f"{scheme.mean_precision}", *(f"{scheme.compression(c)}" for c in ("paper", "signed", "model"))]
+            quantized = [
+                f"{scheme.mean_precision}",
+                *(f"{scheme.compression(c)}" for c in ("paper", "signed", "model")),
+            ]
             penalty = f"{900 * math.exp(-4 * count / total) + draw.random() * 5}" if stage == "bits" else ""
             lines.append(",".join([
-                stage, str(epoch), str((epoch + 1) * 390), "0.1", f"{2.2 * (1 - near) + 0.05 + draw.random() * 0.02}", penalty,
+                stage, str(epoch), str((epoch + 1) * 390), "0.1", f"{2.2 * (1 - near) + 0.05 + draw.random() * 0.02}",
+                penalty,
                 f"{min(acc + 0.04 * near, 0.999)}", f"{1.9 * (1 - near) + 0.3 + draw.random() * 0.02}", f"{acc}", "",
                 *(quantized if method != "float" else ["32.0", "1.0", "1.0", "1.0"]), "1.9",
             ]))  # fmt: skip
@@ -93,7 +99,7 @@ def run_config(method: str, alpha: float, precision: int, seed: int, epochs: dic
     }  # fmt: skip
     return {
         "seed": seed, "scheme": None, "logger": {},
-        "model": {"_target_": TARGETS["model"], "shortcut": "B", "weights": "/data/float.pt", "shortcuts": ["*.downsample.0"]},
+        "model": {"_target_": TARGETS["model"], "shortcut": "B", "weights": "/data/float.pt", "shortcuts": ["*.down*"]},
         "data": {"_target_": TARGETS["data"], "root": "/data", "val_split": 5000, "limit_train": None, "seed": seed},
         "quant": quant if method != "float" else {},
         "reg": {"_target_": "bsq_lightning.regularizers.BitGroupLasso", "alpha": alpha} if bsq else {},
@@ -110,7 +116,13 @@ def merged(config: dict[str, Any], more: dict[str, Any] | None) -> dict[str, Any
 
 def write_error(folder: Path, message: str = "the loss is nan at epoch 3", kind: str = "NonFiniteLossError") -> None:
     trace = f'Traceback (most recent call last):\n  File "train.py", line 44, in train\n{kind}: {message}\n'
-    content = {"type": kind, "message": message, "traceback": trace, "host": "node7:4242", "time": "2026-11-20T10:11:12+0000"}
+    content = {
+        "type": kind,
+        "message": message,
+        "traceback": trace,
+        "host": "node7:4242",
+        "time": "2026-11-20T10:11:12+0000",
+    }
     (folder / "error.json").write_text(json.dumps(content))
 
 
@@ -127,7 +139,13 @@ def write_many(folder: Path, alphas: list[float], seeds: list[int], uniform: lis
         for precision in uniform:
             n = options.get("epochs") or {}
             epochs = {"finetune": sum(n.values())} if n else None
-            write_run(folder / f"uniform={precision},seed={seed}", method="uniform", precision=precision, seed=seed, epochs=epochs)
+            write_run(
+                folder / f"uniform={precision},seed={seed}",
+                method="uniform",
+                precision=precision,
+                seed=seed,
+                epochs=epochs,
+            )
     write_run(folder / "float" / "a", method="float", epochs={"float": 12})
 
 
@@ -143,14 +161,23 @@ def _uniform(layers: dict[str, int], precision: int) -> dict[str, int]:
 
 
 def _adjust(
-    epoch: int, n: int, acc: float, now: dict[str, int], goal: dict[str, int], layers: dict[str, int], draw: random.Random
+    epoch: int,
+    n: int,
+    acc: float,
+    now: dict[str, int],
+    goal: dict[str, int],
+    layers: dict[str, int],
+    draw: random.Random,
 ) -> tuple[dict[str, Any], dict[str, int]]:
     progress = (epoch + 1) / n
     after = {name: min(now[name], round(8 - (8 - goal[name]) * min(1, progress * 1.3))) for name in layers}
 
     def norms(name: str) -> list[float]:
         lost, size = now[name] - after[name], math.sqrt(layers[name])
-        return [round(size * (0.004 if b >= now[name] - lost else 0.3 - 0.02 * b) * draw.uniform(0.8, 1.2), 4) for b in range(now[name])]
+        return [
+            round(size * (0.004 if b >= now[name] - lost else 0.3 - 0.02 * b) * draw.uniform(0.8, 1.2), 4)
+            for b in range(now[name])
+        ]
 
     bits = [sum(layers[name] * part[name] for name in layers) for part in (now, after)]
     row = {
@@ -162,17 +189,29 @@ def _adjust(
 
 
 def _scheme(layers: dict[str, int], bits: dict[str, int]) -> Scheme:
-    return Scheme(tuple(LayerScheme(n, layers[n], bits[n], 0.01) for n in layers), float_parameters=4138, act_precision=4)
+    return Scheme(
+        tuple(LayerScheme(n, layers[n], bits[n], 0.01) for n in layers), float_parameters=4138, act_precision=4
+    )
 
 
 def _write_summary(
-    folder: Path, method: str, layers: dict[str, int], bits: dict[str, int], accuracy: float, seed: int, epochs: dict[str, int]
+    folder: Path,
+    method: str,
+    layers: dict[str, int],
+    bits: dict[str, int],
+    accuracy: float,
+    seed: int,
+    epochs: dict[str, int],
 ) -> dict[str, Any]:
     scheme = _scheme(layers, bits) if method != "float" else Scheme((), 272474)
     summary = {
         "model": TARGETS["model"],
         "val": "seen_in_float",
-        "accuracy": {"float": None, "before_finetune": None, "final": {"val/acc": accuracy + 0.004, "test/acc": accuracy}},
+        "accuracy": {
+            "float": None,
+            "before_finetune": None,
+            "final": {"val/acc": accuracy + 0.004, "test/acc": accuracy},
+        },
         "mean_precision": scheme.mean_precision,
         "sizes": scheme.sizes(),
         "scheme": scheme.precisions(),

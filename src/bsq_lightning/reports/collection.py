@@ -1,9 +1,11 @@
 """All runs below some folders, with what is missing and what could not be read: nothing is skipped silently."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from bsq_lightning.reports.runs import Run, read_run
+from bsq_lightning.reports.table import Row, rows
 from bsq_lightning.run_folder import STATES, SweepFolder
 
 
@@ -39,7 +41,7 @@ class Collection:
         counts |= {"missing": len(self.missing), "unreadable": len(self.unread)}
         return {state: count for state, count in counts.items() if count}
 
-    @property
+    @cached_property
     def groups(self) -> dict[tuple[str, str], list[Run]]:
         """Runs by (model, data): only these can be compared."""
         groups: dict[tuple[str, str], list[Run]] = {}
@@ -47,6 +49,11 @@ class Collection:
             if run.setting is not None:
                 groups.setdefault((run.setting.model, run.setting.data), []).append(run)
         return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
+
+    @cached_property
+    def tables(self) -> dict[tuple[str, str], list[Row]]:
+        """The table of each group."""
+        return {key: rows(runs) for key, runs in self.groups.items()}
 
 
 def collect(folders: list[Path]) -> Collection:

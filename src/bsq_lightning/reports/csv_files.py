@@ -8,7 +8,7 @@ from typing import Any
 from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.front import row_above_line
 from bsq_lightning.reports.runs import COUNTINGS
-from bsq_lightning.reports.table import Spread, rows
+from bsq_lightning.reports.table import Spread
 
 
 def csv_files(collection: Collection) -> dict[str, str]:
@@ -22,7 +22,7 @@ def csv_files(collection: Collection) -> dict[str, str]:
 
 
 def _runs(collection: Collection) -> Iterable[dict[str, Any]]:
-    labels = {id(run): row.label for runs in collection.groups.values() for row in rows(runs) for run in row.runs}
+    labels = {id(run): row.label for table in collection.tables.values() for row in table for run in row.runs}
     for run in collection.runs:
         setting = run.setting
         yield {
@@ -54,8 +54,7 @@ def _runs(collection: Collection) -> Iterable[dict[str, Any]]:
 
 
 def _settings(collection: Collection) -> Iterable[dict[str, Any]]:
-    for (model, data), runs in collection.groups.items():
-        table = rows(runs)
+    for (model, data), table in collection.tables.items():
         for row in table:
             result: dict[str, Any] = {"model": model, "data": data, "setting": row.label, "alpha": row.setting.alpha}
             result |= {"runs": len(row.runs), "done": len(row.done)}
@@ -68,7 +67,7 @@ def _settings(collection: Collection) -> Iterable[dict[str, Any]]:
 
 
 def _adjustments(collection: Collection) -> Iterable[dict[str, Any]]:
-    for run, i, adjustment in ((run, i, a) for run in collection.runs for i, a in enumerate(run.adjustments)):
+    for run, i, adjustment in ((each, i, a) for each in collection.runs for i, a in enumerate(each.adjustments)):
         yield {
             "run": run.name,
             "adjustment": i + 1,
@@ -86,12 +85,20 @@ def _adjustments(collection: Collection) -> Iterable[dict[str, Any]]:
 def _layers(collection: Collection) -> Iterable[dict[str, Any]]:
     for run in collection.runs:
         for layer in run.scheme.layers if run.scheme else ():
-            yield {"run": run.name, "layer": layer.name, "weights": layer.size, "bits": layer.precision, "step": layer.step}
+            yield {
+                "run": run.name,
+                "layer": layer.name,
+                "weights": layer.size,
+                "bits": layer.precision,
+                "step": layer.step,
+            }
 
 
 def _sizes(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
-        f"{name}_{counting}": sizes.get(counting, {}).get(name) for counting in COUNTINGS for name in ("bits", "compression")
+        f"{name}_{counting}": sizes.get(counting, {}).get(name)
+        for counting in COUNTINGS
+        for name in ("bits", "compression")
     }
 
 

@@ -7,15 +7,15 @@ from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.front import row_above_line
 from bsq_lightning.reports.published import published_points
 from bsq_lightning.reports.runs import COUNTINGS, Run
-from bsq_lightning.reports.table import Row, rows
+from bsq_lightning.reports.table import Row
 
 
 def markdown(collection: Collection, figures: dict[tuple[str, str], list[str]]) -> str:
     """The whole text; ``figures`` are the image files of each group."""
     parts = [f"# {_plain(words.title(collection))}", ""]
     parts += [f"{words.counted(collection.counts)}. {words.finished(collection).capitalize()}".strip(), ""]
-    for key, runs in collection.groups.items():
-        table = rows(runs)
+    for key, table in collection.tables.items():
+        runs = collection.groups[key]
         parts += [f"## {_plain(key[0])} on {_plain(key[1])}", ""]
         parts += [f"![{name.rsplit('.', 1)[0]}]({name})\n" for name in figures.get(key, [])]
         parts += [*_settings(table), "", words.val_note({run.val for run in runs}), ""]
@@ -41,7 +41,12 @@ def _published(key: tuple[str, str], runs: list[Run]) -> list[str]:
     points = published_points(*key, acts)
     if not points:
         return []
-    lines = ["Published, not measured here, in the paper's counting:", "", "| point | × | accuracy, % | where from |", "|---|---|---|---|"]
+    lines = [
+        "Published, not measured here, in the paper's counting:",
+        "",
+        "| point | × | accuracy, % | where from |",
+        "|---|---|---|---|",
+    ]
     return [*lines, *(f"| {p.name} | {p.compression:.2f} | {p.accuracy:.2f} | {p.provenance} |" for p in points), ""]
 
 
@@ -51,9 +56,12 @@ def _trouble(collection: Collection) -> list[str]:
         if run.state == "failed":
             error = run.error or {}
             told = _plain(f"{error.get('type')}: {error.get('message')}")
-            parts.append(f"- **{_plain(run.name)}** failed: {told}. Continue: `python -m bsq_lightning.train resume={run.path}`")
+            parts.append(
+                f"- **{_plain(run.name)}** failed: {told}. Continue: `python -m bsq_lightning.train resume={run.path}`"
+            )
         elif run.state != "done":
-            parts.append(f"- **{_plain(run.name)}** is {run.state}, {words.plural(len(run.metrics.get('stage', [])), 'epoch')} recorded")
+            epochs = words.plural(len(run.metrics.get("stage", [])), "epoch")
+            parts.append(f"- **{_plain(run.name)}** is {run.state}, {epochs} recorded")
         if run.problems or run.warnings:
             parts.append(f"- **{_plain(run.name)}**: {_plain('; '.join([*run.problems, *run.warnings]))}")
     parts += [f"- **{_plain(each.name)}** is missing: asked for, no run folder" for each in collection.missing]

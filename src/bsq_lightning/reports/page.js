@@ -8,7 +8,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const text = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const fixed = (v, n = 2) => v === null || v === undefined ? "–" : v.toFixed(n);
 const COUNTING = {paper: "paper's counting", signed: "with the sign bit", model: "whole model"};
-const CONFIG = {displaylogo: false, responsive: true, displayModeBar: "hover",
+const CONFIG = {displaylogo: false, responsive: true, displayModeBar: true,
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
 
 function colours() {
@@ -24,6 +24,7 @@ function layout(more) {
   const axis = {gridcolor: c.line, linecolor: c.line, zeroline: false, ticks: "outside", tickcolor: c.line,
     automargin: true, title: {standoff: 8}};
   return {font: {family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size: 12.5, color: c.ink},
+    modebar: {bgcolor: "rgba(0,0,0,0)", color: c.quiet, activecolor: c.ink},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: {l: 56, r: 16, t: 16, b: 44},
     hoverlabel: {bgcolor: c.paper, bordercolor: c.quiet, font: {color: c.ink}, align: "left"}, ...more,
     xaxis: {...axis, ...more.xaxis, title: {standoff: 8, ...(more.xaxis || {}).title}},
@@ -35,7 +36,7 @@ const views = data.groups.map((group) => ({counting: "paper", axis: "c", publish
 let chosen = 0;  // place of the run shown in "One run"
 
 function pathsFit(group) {
-  return group.rows.reduce((n, row) => n + row.runs.filter((i) => data.runs[i].adjustments).length, 0) <= 6;
+  return group.rows.reduce((n, row) => n + row.runs.filter((i) => data.runs[i].adjustments).length, 0) <= 2;
 }
 function at(point, view, counting = view.counting) {  // x of a row or run
   if (view.axis === "bits") return point.bits;
@@ -44,7 +45,7 @@ function at(point, view, counting = view.counting) {  // x of a row or run
 function curveColours(group) {
   const c = colours(), result = new Map();
   let next = 0;
-  for (const row of group.rows) if (!result.has(row.curve))
+  for (const row of group.rows) if (row.method !== "float" && !result.has(row.curve))
     result.set(row.curve, row.method === "uniform" && ![...result.values()].includes(c.base) ? c.base : c.list[next++ % c.list.length]);
   return result;
 }
@@ -66,10 +67,11 @@ function hoverRow(row) {
 function frontTraces(group, view) {
   const c = colours(), colour = curveColours(group), dash = dashes(group), traces = [], labels = [];
   const drawn = group.rows.filter((row) => row.acc !== null && at(row, view));
-  const best = drawn.filter((row) => row.front[view.counting]).sort((a, b) => at(a, view) - at(b, view));
+  const typical = [...drawn].sort((a, b) => b.acc - a.acc)[Math.floor(drawn.length / 2)];
+  const best = drawn.filter((row) => row.front[view.counting] && row.acc > typical.acc - 15).sort((a, b) => at(a, view) - at(b, view));
   if (drawn.length > 2 && best.length > 1) traces.push({x: best.map((r) => at(r, view)), y: best.map((r) => r.acc), mode: "lines",
     line: {color: c.list[0], width: 11}, opacity: .13, name: "best at its size", hoverinfo: "skip"});
-  pathTraces(group, view, colour, traces);
+  if (view.paths) pathTraces(group, view, colour, traces);
   for (const [curve, tone] of colour) {
     const rows = drawn.filter((row) => row.curve === curve).sort((a, b) => at(a, view) - at(b, view));
     if (!rows.length) continue;
@@ -97,14 +99,15 @@ function frontTraces(group, view) {
   return [traces, labels];
 }
 function pathTraces(group, view, colour, traces) {
+  const many = group.rows.reduce((n, row) => n + row.runs.length, 0) > 20;
   let first = true;
   for (const row of group.rows) for (const i of row.runs) {
     const run = data.runs[i], adjusted = run.adjustments;
-    if (!adjusted || !adjusted.x || !(view.paths || i === chosen)) continue;
+    if (!adjusted || !adjusted.x) continue;
     const x = adjusted.epoch.map((_, k) => view.axis === "bits" ? 32 / adjusted.x.paper.c[k] : adjusted.x[view.counting][view.axis][k]);
     const shown = x.map((_, k) => k).filter((k) => x[k] !== null && adjusted.after[k] !== null);
     traces.push({x: shown.map((k) => x[k]), y: shown.map((k) => adjusted.after[k]), mode: "lines+markers", legendgroup: "paths", showlegend: first,
-      name: `adjustments: ${run.val === "test set" ? "test-set" : "validation"} accuracy before fine-tuning`, opacity: i === chosen ? .95 : .5,
+      name: `adjustments: ${run.val === "test set" ? "test-set" : "validation"} accuracy before fine-tuning`, opacity: i === chosen ? 1 : many ? .22 : .55,
       line: {color: colour.get(row.curve), width: 1.1, dash: "dot"}, marker: {color: colour.get(row.curve), size: 4.5, symbol: "diamond"},
       hovertext: shown.map((k) => `<b>${text(run.label)}</b>, seed ${run.seed}<br>adjustment after bits epoch ${adjusted.epoch[k] + 1}<br>` +
         `${run.val === "test set" ? "test set" : "validation"} ${fixed(adjusted.before[k])} → ${fixed(adjusted.after[k])} %<br>` +
@@ -125,12 +128,15 @@ function publishedTraces(group, view, traces, labels) {
     points.forEach((p, k) => labels.push({x: x[k], y: p.acc, label: p.name, colour: c.quiet, small: true}));
   }
 }
-function window_(values, least) {  // the range that shows the bulk of the values, and how many lie below it
+function window_(values, bases, foreign) {  // shows the bulk of the values, the float lines, and what is published nearby
   const v = [...values].sort((a, b) => a - b), q = (p) => v[Math.min(v.length - 1, Math.floor(p * v.length))];
-  const spread = Math.max(q(.9) - q(.25), least);
-  let low = Math.max(v[0], q(.25) - 3 * spread);
-  const high = v[v.length - 1], pad = Math.max((high - low) * .12, least / 2);
-  return [low - pad, high + pad, v.filter((x) => x < low - pad).length];
+  const spread = Math.max(v.at(-1) - q(.25), .6);
+  let low = v.find((x) => x >= q(.25) - 3 * spread), high = v.at(-1);
+  const reach = Math.max(high - low, .6);
+  for (const x of bases) if (x < high + 2 * reach) high = Math.max(high, x);
+  for (const x of foreign) if (x > low - reach / 2 && x < high + reach / 2) [low, high] = [Math.min(low, x), Math.max(high, x)];
+  const pad = Math.max((high - low) * .1, .15);
+  return [low - pad, high + pad];
 }
 function drawFront(section, g) {
   const group = data.groups[g], view = views[g], div = $("[data-figure=front]", section), c = colours();
@@ -144,14 +150,19 @@ function drawFront(section, g) {
     return;
   }
   if (!div.classList.contains("js-plotly-plot")) div.textContent = "";
-  const solid = traces.filter((t) => t.legendgroup !== "paths" && t.hoverinfo !== "skip");
-  const kept = (solid.length ? solid : traces);
-  const ys = [...kept.flatMap((t) => t.y), ...bases.map((row) => row.acc)].filter((y) => y !== null);
-  const own = kept.filter((t) => !String(t.name || "").startsWith("published"));
-  const [low, high, below] = window_(ys, 1);
-  let xs = traces.flatMap((t) => t.x).filter((x) => x > 0);
-  const inside = xs.filter((x) => own.length || x);
-  const left = Math.min(...inside), right = Math.max(...inside);
+  const solid = traces.filter((t) => t.hoverinfo !== "skip");
+  const own = solid.filter((t) => !String(t.name || "").startsWith("published"));
+  const foreign = solid.filter((t) => String(t.name || "").startsWith("published"));
+  const xs = own.flatMap((t) => t.x);
+  let left = Math.min(...xs), right = Math.max(...xs);
+  const close = (x) => x > left / 1.5 && x < right * 1.5;
+  const near = foreign.flatMap((t) => t.y.filter((_, k) => close(t.x[k])));
+  const [low, high] = window_(own.flatMap((t) => t.y), bases.map((row) => row.acc), near);
+  // Published points stretch the picture only where they are near what was run.
+  const beside = foreign.flatMap((t) => t.x.filter((x, k) => close(x) && t.y[k] > low && t.y[k] < high));
+  [left, right] = [Math.min(left, ...beside), Math.max(right, ...beside)];
+  const below = own.flatMap((t) => t.y).filter((y) => y < low).length;
+  const outside = foreign.flatMap((t) => t.y.filter((y, k) => t.x[k] < left || t.x[k] > right || y < low || y > high)).length;
   const log = view.axis !== "bits" && right / left > 3;
   const pad = log ? Math.pow(right / left, .06) : (right - left) * .06 || left * .2;
   const range = log ? [Math.log10(left / pad), Math.log10(right * pad)] : [left - pad, right + pad];
@@ -168,13 +179,14 @@ function drawFront(section, g) {
   }
   if (bases.length) annotations.push({xref: "paper", x: 1, xanchor: "right", y: bases[0].acc, yanchor: "bottom", showarrow: false,
     text: `float ${fixed(bases[0].acc)} %`, font: {size: 11.5, color: c.quiet}});
-  if (below) annotations.push({xref: "paper", yref: "paper", x: 0, y: 0, xanchor: "left", yanchor: "bottom", showarrow: false,
-    text: `${below} ${below === 1 ? "point lies" : "points lie"} below this picture: double-click shows all`, font: {size: 11.5, color: c.quiet}});
-  Plotly.react(div, traces, layout({height, hovermode: "closest", annotations, shapes, legend: {orientation: "h", y: -.16, yanchor: "top", x: 0},
+  const hidden = below + outside;
+  if (hidden) annotations.push({xref: "paper", yref: "paper", x: 1, y: 0, xanchor: "right", yanchor: "bottom", showarrow: false,
+    text: `outside the picture: ${[below && `${below} of these points`, outside && `${outside} published`].filter(Boolean).join(", ")}; double-click shows all`, font: {size: 11.5, color: c.quiet}});
+  Plotly.react(div, traces, layout({height, hovermode: "closest", annotations, shapes, legend: {orientation: "h", y: -.14, yanchor: "top", x: 0},
     xaxis: {title: {text: size}, type: log ? "log" : "linear", range, ...(log ? {tickvals: ticks, ticktext: ticks.map((t) => t + (view.axis === "c" ? "×" : ""))} : {ticksuffix: view.axis === "c" ? "×" : ""})},
     yaxis: {title: {text: "accuracy, %"}, range: [low, high]}}), CONFIG);
   caption.textContent = "Filled points: test accuracy of finished runs, mean over seeds; bars are the sample standard deviation. " +
-    (group.rows.some((row) => row.runs.some((i) => data.runs[i].adjustments)) ? "Dotted: every adjustment of a run as a point of its path" + (view.paths ? ". " : " (the run chosen below; the switch shows all). ") : "") +
+    (view.paths ? "Dotted: every adjustment of a run as a point of its path" + ". " : "") +
     (group.published.length && view.published ? (view.counting !== "paper" || view.axis === "kB" ? "Published points are known in the paper's counting of compression only, so they are not drawn here." :
       "Published points were not measured here: each says whether it was read in a secondary summary or is recalled, unverified.") : "");
   if (!div.listening) { div.listening = true; div.on("plotly_click", (e) => { const i = e.points[0].customdata; if (Number.isInteger(i)) choose(i); }); }
@@ -184,6 +196,14 @@ function place(labels, width, height, xr, yr, log, traces) {
   const px = (x) => ((log ? Math.log10(x) : x) - xr[0]) / (xr[1] - xr[0]) * width;
   const py = (y) => (yr[1] - y) / (yr[1] - yr[0]) * height;
   const taken = traces.filter((t) => t.hoverinfo !== "skip").flatMap((t) => t.x.map((x, k) => [px(x) - 5, py(t.y[k]) - 5, px(x) + 5, py(t.y[k]) + 5]));
+  for (const t of traces) if (t.error_y) t.x.forEach((x, k) => {
+    const [dx, dy] = [t.error_x && t.error_x.visible ? t.error_x.array[k] : 0, t.error_y.visible ? t.error_y.array[k] : 0];
+    taken.push([px(x) - 2, py(t.y[k] + dy), px(x) + 2, py(t.y[k] - dy)], [px(Math.max(x - dx, x / 2)), py(t.y[k]) - 2, px(x + dx), py(t.y[k]) + 2]);
+  });
+  for (const t of traces) if (String(t.mode).startsWith("lines") && t.hoverinfo !== "skip") for (let k = 1; k < t.x.length; k++) {
+    const [x0, y0, x1, y1] = [px(t.x[k - 1]), py(t.y[k - 1]), px(t.x[k]), py(t.y[k])], n = Math.min(60, Math.ceil(Math.hypot(x1 - x0, y1 - y0) / 6));
+    for (let i = 1; i < n; i++) { const [x, y] = [x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n]; taken.push([x - 1, y - 1, x + 1, y + 1]); }
+  }
   const result = [];
   for (const l of labels) {
     const x = px(l.x), y = py(l.y), w = l.label.length * (l.small ? 6 : 6.6) + 4, h = 14;
@@ -208,20 +228,30 @@ function bitScale(most) {  // one flat colour for each number of bits; 0 stands 
   const colour = (bits) => bits === 0 ? (dark.matches ? "#f08a4b" : "#d55e00") : ramp[Math.min(ramp.length - 1, Math.round((bits - 1) * (ramp.length - 1) / Math.max(most - 1, 1)))];
   const scale = [];
   for (let bits = 0; bits <= most; bits++) scale.push([bits / (most + 1), colour(bits)], [(bits + 1) / (most + 1), colour(bits)]);
-  const step = most > 8 ? 2 : 1;
-  const ticks = [...Array(most + 1).keys()].filter((b) => b % step === 0);
-  return {colorscale: scale, zmin: -.5, zmax: most + .5, colorbar: {title: {text: "bits"}, tickvals: ticks, thickness: 12, outlinewidth: 0, len: 1}};
+  return {colorscale: scale, zmin: -.5, zmax: most + .5, showscale: false};
+}
+function bitLegend(div, most) {  // swatches above a heat map: a colour bar beside five rows would be unreadable
+  let legend = div.previousElementSibling;
+  if (!legend || !legend.classList.contains("swatches")) { legend = document.createElement("p"); legend.className = "swatches quiet"; div.before(legend); }
+  const {colorscale} = bitScale(most);
+  legend.replaceChildren(...[...Array(most + 1).keys()].map((bits) => {
+    const swatch = document.createElement("span");
+    swatch.style.borderColor = colorscale[2 * bits][1];
+    swatch.textContent = bits;
+    return swatch;
+  }), " bits");
 }
 const short = (name, most) => name.length <= most ? name : name.slice(0, Math.floor(most / 2) - 1) + "…" + name.slice(1 - Math.ceil(most / 2));
 function drawLayers(section, g) {
   const {layers, runs, z} = data.groups[g].bits, div = $("[data-figure=layers]", section);
   if (!runs.length) { div.textContent = "No run of this group has a scheme yet."; return; }
-  const few = runs.length <= 40, cell = few ? 24 : Math.max(5, Math.min(12, 900 / runs.length)), long = innerWidth < 700 ? 14 : 38;
+  const few = runs.length <= 40, cell = few ? 24 : Math.max(5, Math.min(12, 900 / runs.length)), long = innerWidth < 700 ? 16 : 44;
   const names = runs.map((i, k) => `${k}`), shown = runs.map((i) => text(short(`${data.runs[i].label || data.runs[i].name}, seed ${data.runs[i].seed}`, long)));
-  const figures = runs.length <= 30 && (div.clientWidth - 260) / layers.length > 15;
-  const wide = layers.length > 60;
+  const figures = runs.length <= 30 && (div.clientWidth - 240) / layers.length > 15;
+  const wide = layers.length > 60, most = Math.max(8, ...z.flat());
+  bitLegend(div, most);
   const tall = wide ? 40 : Math.min(160, 7 * Math.max(...layers.map((l) => l.length)));
-  Plotly.react(div, [{type: "heatmap", x: layers.map((_, k) => k), y: names, z, xgap: layers.length > 80 ? 0 : 1, ygap: cell > 6 ? 1 : 0, hoverongaps: false, ...bitScale(Math.max(8, ...z.flat())),
+  Plotly.react(div, [{type: "heatmap", x: layers.map((_, k) => k), y: names, z, xgap: layers.length > 80 ? 0 : 1, ygap: cell > 6 ? 1 : 0, hoverongaps: false, ...bitScale(most),
     ...(figures ? {texttemplate: "%{z}", textfont: {size: 11}} : {}), hoverinfo: "text",
     hovertext: z.map((row, k) => row.map((bits, j) => bits === null ? "" : `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>${text(data.runs[runs[k]].label)}, seed ${data.runs[runs[k]].seed}<br>${text(data.runs[runs[k]].name)}`))}],
     layout({height: Math.max(150, runs.length * cell + 40 + tall), margin: {l: 20, r: 10, t: 8, b: tall + 20},
@@ -257,9 +287,25 @@ function drawCurves(run) {
     const traces = there.map(([key, label, colour]) => ({x: epochs, y: run.curves[key].map((v, k) => v === null ? null : hidden(k, v) === null ? null : v * scale), name: label, mode: start < 30 ? "lines+markers" : "lines",
       line: {color: colour, width: 1.7, shape: name === "size" ? "vh" : "linear"}, marker: {size: 5}, hovertemplate: `epoch %{x}: %{y:.4~g}<extra>${label}</extra>`}));
     if (name === "accuracy" && run.test !== null) traces.push({x: [start], y: [run.test], mode: "markers", name: "test, final", marker: {symbol: "star", size: 11, color: c.list[2]}, hovertemplate: `test ${fixed(run.test)} %<extra></extra>`});
-    Plotly.react(div, traces, layout({height: 270, shapes, annotations, showlegend: traces.length > 1, hovermode: "x unified", margin: {l: 56, r: 10, t: 26, b: 40}, legend: {orientation: "h", y: -.22, yanchor: "top", x: 0},
+    Plotly.react(div, traces, layout({height: 290, shapes, annotations, showlegend: traces.length > 1, hovermode: "x unified", margin: {l: 56, r: 10, t: 26, b: 40}, legend: {orientation: "h", y: -.3, yanchor: "top", x: 0},
       xaxis: {title: {text: "epoch"}, range: [.5, start + .5]}, yaxis: {title: {text: title}, rangemode: name === "size" ? "tozero" : "normal"}}), CONFIG);
   }
+}
+function drawPath(run) {
+  const div = $("#run [data-figure=path]"), adjusted = run.adjustments, c = colours();
+  const shown = adjusted && adjusted.x ? adjusted.epoch.map((_, k) => k).filter((k) => adjusted.x.paper.c[k] && adjusted.after[k] !== null) : [];
+  div.parentElement.hidden = !shown.length;
+  if (!shown.length) return;
+  const x = shown.map((k) => adjusted.x.paper.c[k]), y = shown.map((k) => adjusted.after[k]), of = run.val === "test set" ? "test set" : "validation";
+  const final = run.test !== null && run.x && run.x.paper.c;
+  const traces = [{x, y, mode: "lines+markers", name: `${of}, after each adjustment`, line: {color: c.list[0], width: 1.3, dash: "dot"}, marker: {size: 7, symbol: "diamond"},
+    hovertext: shown.map((k) => `after bits epoch ${adjusted.epoch[k] + 1}<br>${of} ${fixed(adjusted.before[k])} → ${fixed(adjusted.after[k])} %<br>${fixed(adjusted.x.paper.c[k])}×, ${fixed(adjusted.x.signed.c[k])}× with sign<br>${adjusted.saved[k].toLocaleString("en")} bits saved, ${adjusted.touched[k]} layers changed`), hoverinfo: "text"}];
+  if (final) traces.push({x: [run.x.paper.c], y: [run.test], mode: "markers", name: "test, final", marker: {symbol: "star", size: 12, color: c.list[2]}, hovertemplate: `test ${fixed(run.test)} %<extra></extra>`});
+  const span = (v, part) => { const [a, b] = [Math.min(...v), Math.max(...v)], pad = (b - a || Math.abs(a) * .1 || 1) * part; return [a - pad, b + pad]; };
+  const range = [span(traces.flatMap((t) => t.x), .08), span(traces.flatMap((t) => t.y), .12)];
+  const annotations = place(shown.map((k, i) => ({x: x[i], y: y[i], label: `${adjusted.epoch[k] + 1}`, colour: c.quiet, small: true})), div.clientWidth - 76, 290, ...range, false, traces);
+  Plotly.react(div, traces, layout({height: 360, hovermode: "closest", annotations, margin: {l: 56, r: 20, t: 30, b: 40}, legend: {orientation: "h", y: -.2, yanchor: "top", x: 0},
+    xaxis: {title: {text: "times smaller than float, paper's counting"}, ticksuffix: "×", range: range[0]}, yaxis: {title: {text: "accuracy, %"}, range: range[1]}}), CONFIG);
 }
 function bitsOffset(run) {  // epochs before the bits stage
   let start = 0;
@@ -277,11 +323,13 @@ function drawEpochs(run) {
   if (adjusted) adjusted.epoch.forEach((e, k) => { columns.push(layers.map((l) => (adjusted.layers[l] || {from: []}).from[k])); edges.push(offset + e + 1.5); });
   const last = layers.map((l, j) => adjusted && adjusted.layers[l] ? adjusted.layers[l].to.at(-1) : run.layers[j][2]);
   if (edges.at(-1) < total + .5) { columns.push(last); edges.push(total + .5); }
+  const most = Math.max(8, ...columns.flat());
+  bitLegend(div, most);
   const z = layers.map((_, j) => columns.map((column) => column[j] ?? null));
-  Plotly.react(div, [{type: "heatmap", x: edges, y: layers.map((_, k) => k), z, xgap: 0, ygap: 1, hoverongaps: false, ...bitScale(Math.max(8, ...z.flat())),
+  Plotly.react(div, [{type: "heatmap", x: edges, y: layers.map((_, k) => k), z, xgap: 0, ygap: 1, hoverongaps: false, ...bitScale(most),
     hovertext: z.map((row, j) => row.map((bits, k) => `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>epochs ${edges[k] + .5} to ${edges[k + 1] - .5}`)), hoverinfo: "text"}],
     layout({height: Math.max(220, Math.min(900, layers.length * 21) + 80), shapes, annotations, margin: {l: 60, r: 10, t: 26, b: 44},
-      xaxis: {title: {text: "bits of each layer over epochs"}, range: [first + .5, total + .5], showgrid: false},
+      xaxis: {title: {text: "epoch"}, range: [first + .5, total + .5], showgrid: false},
       yaxis: {autorange: "reversed", tickvals: layers.length > 60 ? [] : layers.map((_, k) => k), ticktext: layers.map((l) => text(short(l, innerWidth < 700 ? 14 : 26))), showgrid: false, tickfont: {size: 11}}}), CONFIG);
   if (!div.listening) { div.listening = true; div.on("plotly_click", (e) => { const select = $("#layer-choice"); select.selectedIndex = e.points[0].y; drawNorms(data.runs[chosen]); }); }
 }
@@ -314,6 +362,7 @@ function drawRun() {
     run.x ? `${fixed(run.x.paper.c)}× in the paper's counting, ${fixed(run.x.signed.c)}× with sign, ${fixed(run.x.model.c)}× whole model` : null, run.act === null ? null : run.act ? `${run.act}-bit activations` : "float activations"];
   $("#run-words").textContent = [run.name, ...numbers.filter(Boolean), ...run.problems, ...run.warnings].join(" · ");
   drawCurves(run);
+  drawPath(run);
   drawEpochs(run);
   drawNorms(run);
 }

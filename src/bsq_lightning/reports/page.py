@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its figures' data, its style and the plotting library, and asks for nothing else."""
+"""The page: one HTML file with its figures' data, its style and the plotting library inside; it fetches nothing."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from bsq_lightning.reports import words
 from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.front import row_above_line
 from bsq_lightning.reports.runs import Run
-from bsq_lightning.reports.table import Row, rows
+from bsq_lightning.reports.table import Row
 
 
 def page(collection: Collection, data: dict[str, Any], downloads: list[str], version: str = "") -> str:
@@ -28,7 +28,7 @@ def page(collection: Collection, data: dict[str, Any], downloads: list[str], ver
         "TITLE": escape(words.title(collection)),
         "STYLE": _resource("page.css"),
         "HEADER": _header(collection, downloads),
-        "GROUPS": "".join(_group(i, key, runs, places) for i, (key, runs) in enumerate(collection.groups.items())),
+        "GROUPS": "".join(_group(i, key, table, places) for i, (key, table) in enumerate(collection.tables.items())),
         "TROUBLE": _trouble(collection, places),
         "FOOTER": f"bsq_lightning {escape(version)}, written {time.strftime('%Y-%m-%d %H:%M')}",
         "DATA": embedded(data),
@@ -53,6 +53,14 @@ def _resource(name: str) -> str:
     return (files("bsq_lightning.reports") / name).read_text(encoding="utf-8")
 
 
+def _switch(key: str, choices: dict[str, str]) -> str:
+    """Buttons of which one is on, at first the first."""
+    on = next(iter(choices))
+    return f"<span class=switch data-key={key}>" + "".join(
+        f"<button value={value}{' class=on' if value == on else ''}>{text}</button>" for value, text in choices.items()
+    ) + "</span>"  # fmt: skip
+
+
 def _header(collection: Collection, downloads: list[str]) -> str:
     counts = collection.counts
     chips = "".join(f'<span class="chip {state}"><b>{n}</b> {state}</span>' for state, n in counts.items())
@@ -67,17 +75,18 @@ def _header(collection: Collection, downloads: list[str]) -> str:
     )
 
 
-def _group(number: int, key: tuple[str, str], runs: list[Run], places: dict[int, int]) -> str:
-    table = rows(runs)
+def _group(number: int, key: tuple[str, str], table: list[Row], places: dict[int, int]) -> str:
+    runs = [run for row in table for run in row.runs]
     note = words.val_note({run.val for run in runs})
     return f"""
 <section class=group data-group={number}>
-<h2>{escape(key[0])} <small>on {escape(key[1])}</small></h2>
+<h2>Accuracy against size <small>{escape(key[0])} on {escape(key[1])}, {words.plural(len(runs), "run")}</small></h2>
 {_verdict(table)}
 <figure class=front><div class=switches>
- <span class=switch data-key=counting><button value=paper class=on>paper's counting</button><button value=signed>with sign bit</button><button value=model>whole model</button></span>
- <span class=switch data-key=axis><button value=c class=on>compression</button><button value=kB>kB</button><button value=bits>bits per weight</button></span>
- <label><input type=checkbox data-key=paths> paths of all runs</label><label><input type=checkbox data-key=published checked> published points</label>
+{_switch("counting", {"paper": "paper's counting", "signed": "with sign bit", "model": "whole model"})}
+{_switch("axis", {"c": "compression", "kB": "kB", "bits": "bits per weight"})}
+<label><input type=checkbox data-key=paths> paths of the adjustments</label>
+<label><input type=checkbox data-key=published checked> published points</label>
 </div><div class=plot data-figure=front></div>
 <figcaption></figcaption></figure>
 <h3>Settings</h3>
@@ -92,16 +101,30 @@ of the network. Choose a row to see that run below.</figcaption></figure>
 
 
 def _verdict(table: list[Row]) -> str:
-    """The best setting against the uniform line, as a sentence; empty if there is nothing to compare."""
+    """Where the settings lie against the uniform line, in words; empty if there is nothing to compare."""
     compared = [(above, row) for row in table if (above := row_above_line(table, row)) is not None]
     if not compared:
         return ""
     above, row = max(compared, key=lambda pair: pair[0])
-    size = words.spread(row.compression("paper"))
+    accuracy, size = row.test_accuracy, words.spread(row.compression("paper"))
+    assert accuracy is not None
     side = "above" if above >= 0 else "below"
+    if accuracy.std is None:
+        doubt = " One seed, so there is no spread to compare it with."
+    else:
+        doubt = "" if abs(above) > accuracy.std else " That is within the spread of its seeds."
+    higher = sum(difference > 0 for difference, _ in compared)
+    among = (
+        f"{higher} of {len(compared)} settings lie above the uniform line at equal size. The highest"
+        if len(compared) > 1
+        else "Against the uniform line at equal size"
+    )
+    told = (
+        f"{among}: <b>{escape(row.label)}</b>, {words.spread(accuracy, 100)} % at {size} ×, "
+        f"<b>{abs(100 * above):.2f} points {side}</b> the line.{doubt}"
+    )
     return (
-        f"<p class=verdict>Against the uniform line at equal size, the best setting is <b>{escape(row.label)}</b>: "
-        f"{words.spread(row.test_accuracy, 100)} % at {size} ×, <b>{abs(100 * above):.2f} points {side}</b> it.</p>"
+        f"<p class=verdict>{told.replace(' ± ', '&nbsp;±&nbsp;').replace(' ×', '&nbsp;×').replace(' %', '&nbsp;%')}</p>"
     )
 
 
@@ -151,10 +174,14 @@ def _table(head: tuple[str, ...], body: list[list[tuple[str, Any]]]) -> str:
     """Cells are (HTML, value to sort by)."""
     columns = "".join(f"<th><button>{escape(name)}</button></th>" for name in head)
     lines = "".join(
-        "<tr>" + "".join(f'<td data-v="{"" if v is None else escape(str(v))}">{html}</td>' for html, v in cells) + "</tr>"
+        "<tr>"
+        + "".join(f'<td data-v="{"" if v is None else escape(str(v))}">{html}</td>' for html, v in cells)
+        + "</tr>"
         for cells in body
     )
-    return f"<div class=scroll><table class=sortable><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
+    return (
+        f"<div class=scroll><table class=sortable><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
 
 
 def _run_link(text: str, place: int) -> str:
@@ -172,7 +199,8 @@ def _trouble(collection: Collection, places: dict[int, int]) -> str:
     parts = [_list("What failed", "failed", [_failure(run, places) for run in failed])]
     parts.append(_list("Unfinished", "unfinished", [_stopped(run, places) for run in stopped]))
     missing = [
-        f"<b>{escape(each.name)}</b> was asked for and has no run folder: <code>{escape(' '.join(each.overrides))}</code>"
+        f"<b>{escape(each.name)}</b> was asked for and has no run folder: "
+        f"<code>{escape(' '.join(each.overrides))}</code>"
         for each in collection.missing
     ]
     parts.append(_list("Missing points", "missing", missing))
@@ -203,15 +231,17 @@ def _failure(run: Run, places: dict[int, int]) -> str:
     told = f"{error.get('type', 'Error')}: {error.get('message', 'no reason was recorded')}"
     trace = str(error.get("traceback") or "")
     fold = f"<details><summary>traceback</summary><pre>{escape(trace)}</pre></details>" if trace else ""
-    where = f" <span class=quiet>{escape(str(error.get('time', ''))[:16])} on {escape(str(error.get('host', '?')))}</span>"
+    where = (
+        f" <span class=quiet>{escape(str(error.get('time', ''))[:16])} on {escape(str(error.get('host', '?')))}</span>"
+    )
     return f"<b>{_run_link(run.name, places[id(run)])}</b>{where}<br>{escape(told)}<br>{_continue(run)}{fold}"
 
 
 def _stopped(run: Run, places: dict[int, int]) -> str:
     epochs = len(run.metrics.get("stage", []))
     asked = sum(run.setting.epochs.values()) if run.setting else 0
-    stage = f" in stage {run.metrics['stage'][-1]}" if epochs else ""
-    told = f"{run.state}, {epochs} of {asked} epochs recorded{stage}"
+    stage = f", the last of stage {run.metrics['stage'][-1]}" if epochs else ""
+    told = f"{run.state}: {epochs} of {asked} epochs recorded{stage}"
     go_on = "" if run.state == "running" else f"<br>{_continue(run)}"
     return f"<b>{_run_link(run.name, places[id(run)])}</b> {escape(told)}{go_on}"
 

@@ -1,37 +1,37 @@
 """What the page's figures are drawn from, as compact plain data: rounded numbers, bits only where they change."""
 
-import math
+from math import isfinite
 from typing import Any
 
 from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.front import pareto
 from bsq_lightning.reports.published import published_points
 from bsq_lightning.reports.runs import COUNTINGS, CURVES, Run
-from bsq_lightning.reports.table import Row, Spread, rows
+from bsq_lightning.reports.table import Row, Spread
 
 
 def page_data(collection: Collection) -> dict[str, Any]:
     """All figures of the page; runs are referred to by their place in ``runs``."""
     places = {id(run): i for i, run in enumerate(collection.runs)}
-    groups = [_group(key, runs, places) for key, runs in collection.groups.items()]
+    groups = [_group(key, table, places) for key, table in collection.tables.items()]
     labels = {place: point["label"] for group in groups for point in group["rows"] for place in point["runs"]}
     return {"groups": groups, "runs": [_run(run, labels.get(i, "")) for i, run in enumerate(collection.runs)]}
 
 
-def rounded(value: Any, digits: int = 4) -> float | None:
+def rounded(value: float | None, digits: int = 4) -> float | None:
     """A float with so many significant digits; None for what JSON cannot hold.
 
     Example:
         >>> rounded(0.123456), rounded(float("nan")), rounded(None)
         (0.1235, None, None)
     """
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if value is None or not isfinite(value):
         return None
-    return float(f"{value:.{digits}g}")
+    return float(f"%.{digits}g" % value)
 
 
-def _group(key: tuple[str, str], runs: list[Run], places: dict[int, int]) -> dict[str, Any]:
-    table = rows(runs)
+def _group(key: tuple[str, str], table: list[Row], places: dict[int, int]) -> dict[str, Any]:
+    runs = [run for row in table for run in row.runs]
     points = [_row(row, places) for row in table]
     for counting in COUNTINGS:
         drawn = [p for p in points if p["x"] and p["x"][counting]["c"] and p["acc"] is not None]
@@ -72,7 +72,7 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
     setting = row.setting
     return {
         "label": row.label,
-        "short": f"{setting.precision} b" if setting.method == "uniform" else "" if setting.alpha is None else f"α {setting.alpha:g}",
+        "short": _short(row),
         "curve": row.curve,
         "method": setting.method,
         "alpha": setting.alpha,
@@ -85,6 +85,14 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
         "front": {},
         "runs": [places[id(run)] for run in row.runs],
     }  # fmt: skip
+
+
+def _short(row: Row) -> str:
+    """The knob, to stand beside a point."""
+    setting = row.setting
+    if setting.method == "uniform":
+        return f"{setting.precision} b"
+    return "" if setting.alpha is None else f"α {setting.alpha:g}"
 
 
 def _run(run: Run, label: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#e69f00", "#56b4e9")
 LINE, QUIET = "#3d444d", "#66707c"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,7 +38,7 @@ def curve_colours(group: dict[str, Any]) -> dict[str, str]:
     colours: dict[str, str] = {}
     taken = 0
     for row in group["rows"]:
-        if row["curve"] in colours:
+        if row["curve"] in colours or row["method"] == "float":
             continue
         if row["method"] == "uniform" and LINE not in colours.values():
             colours[row["curve"]] = LINE
@@ -46,6 +46,21 @@ def curve_colours(group: dict[str, Any]) -> dict[str, str]:
             colours[row["curve"]] = COLOURS[taken % len(COLOURS)]
             taken += 1
     return colours
+
+
+def accuracy_window(accuracies: list[float]) -> tuple[float, float]:
+    """Percent from and to which the axis goes: the bulk of the values, a diverged run left below.
+
+    Example:
+        >>> [round(value, 2) for value in accuracy_window([92.0, 91.0, 91.5, 10.0])]
+        [90.8, 92.2]
+    """
+    values = sorted(accuracies)
+    quarter = values[len(values) // 4]
+    spread = max(values[-1] - quarter, 0.6)
+    low = next(value for value in values if value >= quarter - 3 * spread)
+    pad = max(0.2 * (values[-1] - low), 0.15)
+    return low - pad, values[-1] + pad
 
 
 def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
@@ -66,7 +81,9 @@ def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, counting in zip(axes, ("paper", "signed"), strict=True):
         for curve, colour in colours.items():
-            points = sorted((r for r in drawn if r["curve"] == curve and r["x"][counting]["c"]), key=lambda r: r["x"][counting]["c"])
+            points = sorted(
+                (r for r in drawn if r["curve"] == curve and r["x"][counting]["c"]), key=lambda r: r["x"][counting]["c"]
+            )
             if not points:
                 continue
             uniform = points[0]["method"] == "uniform"
@@ -87,12 +104,22 @@ def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
         label: str | None = "unfinished: newest validation accuracy"
         for row, run in open_:
             if run["x"][counting]["c"]:
-                axis.plot(run["x"][counting]["c"], run["valacc"], "o", mfc="none", color=colours[row["curve"]], label=label)
+                axis.plot(
+                    run["x"][counting]["c"], run["valacc"], "o", mfc="none", color=colours[row["curve"]], label=label
+                )
                 label = None
         for row in (row for row in group["rows"] if row["method"] == "float" and row["acc"] is not None):
             axis.axhline(row["acc"], color=QUIET, linewidth=0.8, linestyle="--", label=f"float {row['acc']:.2f} %")
         if counting == "paper":
-            _published(axis, group["published"])
+            accuracies = [row["acc"] for row in drawn] + [run["valacc"] for _, run in open_]
+            sizes = [
+                part["x"][counting]["c"] for part in (*drawn, *(run for _, run in open_)) if part["x"][counting]["c"]
+            ]
+            low, high = accuracy_window(accuracies)
+            floats = [row["acc"] for row in group["rows"] if row["method"] == "float" and row["acc"] is not None]
+            axis.set_ylim(low, max([high, *(value + 0.1 for value in floats if value < high + 2 * (high - low))]))
+            near = [p for p in group["published"] if sizes and min(sizes) / 1.5 < p["c"] < max(sizes) * 1.5]
+            _published(axis, [p for p in near if axis.get_ylim()[0] < p["acc"] < axis.get_ylim()[1]])
         low, high = axis.get_xlim()
         if min(line.get_xdata()[0] for line in axis.lines) > 0 and high > 3 * max(low, 0.1):
             axis.set_xscale("log")
@@ -100,7 +127,9 @@ def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
             axis.set_xticks(ticks)
             axis.xaxis.set_major_formatter(ScalarFormatter())
             axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("times smaller than float, " + {"paper": "paper's counting", "signed": "with the sign bit"}[counting])
+        axis.set_xlabel(
+            "times smaller than float, " + {"paper": "paper's counting", "signed": "with the sign bit"}[counting]
+        )
     axes[0].set_ylabel("test accuracy, %")
     figure.suptitle(f"{group['model']} on {group['data']}", x=0.01, ha="left", fontweight="bold")
     handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -109,13 +138,33 @@ def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
 
 
 def _published(axis: Any, points: list[dict[str, Any]]) -> None:
-    for known, label in ((True, "published: read in a secondary summary (in part)"), (False, "published: recalled, unverified")):
+    for known, label in (
+        (True, "published: read in a secondary summary (in part)"),
+        (False, "published: recalled, unverified"),
+    ):
         some = [point for point in points if point["from"].startswith("recalled") != known]
         if some:
             face = QUIET if known else "none"
-            axis.plot([p["c"] for p in some], [p["acc"] for p in some], "d", color=QUIET, mfc=face, label=label, ms=5, zorder=2)
+            axis.plot(
+                [p["c"] for p in some],
+                [p["acc"] for p in some],
+                "d",
+                color=QUIET,
+                mfc=face,
+                label=label,
+                ms=5,
+                zorder=2,
+            )
         for point in some:
-            axis.annotate(point["name"], (point["c"], point["acc"]), (4, 4), textcoords="offset points", color=QUIET, fontsize=7)
+            axis.annotate(
+                point["name"],
+                (point["c"], point["acc"]),
+                (0, 5),
+                textcoords="offset points",
+                color=QUIET,
+                fontsize=7,
+                ha="center",
+            )
 
 
 def _bits(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
@@ -149,7 +198,15 @@ def _bits(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
         for y, row in enumerate(z):
             for x, bits in enumerate(row):
                 if bits is not None:
-                    axis.text(x, y, str(bits), ha="center", va="center", fontsize=7, color="white" if bits > 0.6 * most else "#1b1f24")
+                    axis.text(
+                        x,
+                        y,
+                        str(bits),
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="white" if bits > 0.6 * most else "#1b1f24",
+                    )
     figure.colorbar(image, ax=axis, ticks=range(0, most + 1, 1 if most <= 8 else 2), label="bits", fraction=0.03)
     axis.set_title(f"Bits per layer, {group['model']} on {group['data']}", loc="left", fontweight="bold")
     return _png(figure)
@@ -171,10 +228,24 @@ def _epochs(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
         seen.add(row["curve"])
         curves = run["curves"]
         accuracy = [float("nan") if value is None else 100 * value for value in curves["val/acc"]]
-        axes[0].plot(range(1, len(accuracy) + 1), accuracy, color=colours[row["curve"]], linewidth=width, alpha=0.8, label=label)
+        axes[0].plot(
+            range(1, len(accuracy) + 1),
+            accuracy,
+            color=colours.get(row["curve"], QUIET),
+            linewidth=width,
+            alpha=0.8,
+            label=label,
+        )
         if curves.get("mean_precision") and row["method"] != "float":
             bits = [float("nan") if value in (None, 32.0) else value for value in curves["mean_precision"]]
-            axes[1].plot(range(1, len(bits) + 1), bits, color=colours[row["curve"]], linewidth=width, alpha=0.8, drawstyle="steps-mid")
+            axes[1].plot(
+                range(1, len(bits) + 1),
+                bits,
+                color=colours.get(row["curve"], QUIET),
+                linewidth=width,
+                alpha=0.8,
+                drawstyle="steps-mid",
+            )
     axes[0].set_ylabel("validation accuracy, %")
     axes[1].set_ylabel("mean bits per weight")
     for axis in axes:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bsq_lightning.files import read_json
 from bsq_lightning.reports.settings import Setting, read_setting
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import LayerScheme, Scheme
@@ -48,6 +47,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
+    _sizes_of_bits: dict[tuple[int, ...], dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def test_accuracy(self) -> float | None:
@@ -119,11 +119,15 @@ class Run:
         """The three sizes after an adjustment; empty where the layers' sizes are unknown."""
         if self.scheme is None:
             return {}
-        layers = tuple(
-            LayerScheme(layer.name, layer.size, adjustment.after.get(layer.name, layer.precision), layer.step)
-            for layer in self.scheme.layers
-        )
-        return Scheme(layers, self.scheme.float_parameters, self.scheme.act_precision).sizes()
+        bits = tuple(adjustment.after.get(layer.name, layer.precision) for layer in self.scheme.layers)
+        if bits not in self._sizes_of_bits:
+            layers = tuple(
+                LayerScheme(layer.name, layer.size, precision, layer.step)
+                for layer, precision in zip(self.scheme.layers, bits, strict=True)
+            )
+            scheme = Scheme(layers, self.scheme.float_parameters, self.scheme.act_precision)
+            self._sizes_of_bits[bits] = scheme.sizes()
+        return self._sizes_of_bits[bits]
 
 
 def read_run(path: Path, name: str = "") -> Run:
@@ -183,27 +187,28 @@ def _read_metrics(run: Run) -> None:
     if "stage" not in header:
         run.problems.append("metrics.csv has no header with a column `stage`")
         return
-    columns = {name: header.index(name) for name in run.metrics if name in header}
-    broken = 0
-    for number, row in enumerate(rows[1:], start=2):
-        cut = number == len(rows) and not lines[-1].endswith("\n")
-        values = None if cut or len(row) != len(header) else _metrics_row(row, columns)
-        if values is None:
-            broken += 1
-            continue
-        for name, column in run.metrics.items():
-            column.append(values.get(name))
+    places = {name: header.index(name) for name in run.metrics if name in header}
+    body = rows[1:] if lines[-1].endswith("\n") else rows[1:-1]
+    whole = [row for row in body if len(row) == len(header) and _are_numbers(row, places)]
+    for name in run.metrics:
+        if name in places:
+            column = [row[places[name]] for row in whole]
+            run.metrics[name] = column if name == "stage" else [float(value) if value else None for value in column]
+        else:
+            run.metrics[name] = [None] * len(whole)
+    broken = len(rows) - 1 - len(whole)
     if broken:
         run.problems.append(f"metrics.csv: {broken} broken {'line' if broken == 1 else 'lines'} left out")
 
 
-def _metrics_row(row: list[str], columns: dict[str, int]) -> dict[str, Any] | None:
+def _are_numbers(row: list[str], places: dict[str, int]) -> bool:
     try:
-        return {
-            name: row[i] if name == "stage" else float(row[i]) if row[i] else None for name, i in columns.items()
-        }
+        for name, place in places.items():
+            if name != "stage" and row[place]:
+                float(row[place])
     except ValueError:
-        return None
+        return False
+    return True
 
 
 def _read_scheme(run: Run) -> None:
@@ -234,15 +239,18 @@ def _read_adjustments(run: Run) -> None:
 
 def _adjustment(row: dict[str, Any]) -> Adjustment:
     layers = row["layers"]
-    accuracies = [None if row[key] is None else float(row[key]) for key in ("acc_before", "acc_after")]
-    change = row.get("largest_relative_change")
+    before, after, change = (row.get(key) for key in ("acc_before", "acc_after", "largest_relative_change"))
     return Adjustment(
-        int(row["epoch"]), *accuracies, int(row["bits_before"]), int(row["bits_after"]),
-        None if change is None else float(change),
-        {name: int(layer["from"]) for name, layer in layers.items()},
-        {name: int(layer["to"]) for name, layer in layers.items()},
-        {name: [float(norm) for norm in layer.get("plane_norms", [])] for name, layer in layers.items()},
-    )  # fmt: skip
+        epoch=int(row["epoch"]),
+        acc_before=None if before is None else float(before),
+        acc_after=None if after is None else float(after),
+        bits_before=int(row["bits_before"]),
+        bits_after=int(row["bits_after"]),
+        largest_relative_change=None if change is None else float(change),
+        before={name: int(layer["from"]) for name, layer in layers.items()},
+        after={name: int(layer["to"]) for name, layer in layers.items()},
+        plane_norms={name: [float(norm) for norm in layer.get("plane_norms", [])] for name, layer in layers.items()},
+    )
 
 
 def _at(content: Any, *keys: str) -> float | None:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ class Setting:
     epochs: dict[str, int]
     flat: dict[str, str]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for runs that differ only by their seed."""
         return json.dumps(sorted(self.flat.items()))
 
-    @property
+    @cached_property
     def curve(self) -> str:
         """Equal for runs that differ only by seed and by the one knob: alpha, or the bits of uniform runs."""
         return json.dumps(sorted((key, value) for key, value in self.flat.items() if key != self.knob))
@@ -85,8 +86,7 @@ def setting_of(config: dict[str, Any]) -> Setting:
         >>> setting.model, setting.data, setting.label, setting.seed
         ('ResNet-20', 'CIFAR-10', 'bit planes, alpha 0.005', 3)
     """
-    quant = config.get("quant") if isinstance(config.get("quant"), dict) else {}
-    reg = config.get("reg") if isinstance(config.get("reg"), dict) else {}
+    quant, reg = _part(config, "quant"), _part(config, "reg")
     method = _method(quant, config)
     flat = {key: value for key, value in _flatten(config) if not VOLATILE.fullmatch(key)}
     if "model.weights" in flat:
@@ -124,6 +124,12 @@ def differences(settings: list[dict[str, str]], most: int = 3) -> list[str]:
         ", ".join(f"{'.'.join(key.split('.')[-2:])}={flat.get(key, 'absent')}" for key in told[:most]) + more
         for flat in settings
     ]
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group of the config; empty where it is absent or null."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _rank(key: str) -> int:

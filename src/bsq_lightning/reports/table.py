@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
-from bsq_lightning.reports.runs import Run
+from bsq_lightning.reports.runs import COUNTINGS, Run
 from bsq_lightning.reports.settings import Setting, differences
 
 
@@ -39,11 +40,11 @@ class Row:
     setting: Setting
     runs: tuple[Run, ...]
 
-    @property
+    @cached_property
     def done(self) -> list[Run]:
         return [run for run in self.runs if run.state == "done"]
 
-    @property
+    @cached_property
     def test_accuracy(self) -> Spread | None:
         return Spread.of(run.test_accuracy for run in self.done)
 
@@ -61,9 +62,16 @@ class Row:
 
     def compression(self, counting: str) -> Spread | None:
         """Times smaller than in float; None where no bit is left or nothing is quantized."""
+        return self._compressions.get(counting)
+
+    @cached_property
+    def _compressions(self) -> dict[str, Spread | None]:
         if self.setting.method == "float":
-            return None
-        return Spread.of(run.sizes.get(counting, {}).get("compression") for run in self.done)
+            return {}
+        return {
+            counting: Spread.of(run.sizes.get(counting, {}).get("compression") for run in self.done)
+            for counting in COUNTINGS
+        }
 
     def kilobytes(self, counting: str) -> Spread | None:
         """Size in kB (1000 bytes)."""

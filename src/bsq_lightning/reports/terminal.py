@@ -6,17 +6,18 @@ from rich.table import Table
 from bsq_lightning.reports import words
 from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.front import row_above_line
-from bsq_lightning.reports.table import rows
 
 
 def settings_table(collection: Collection, most: int = 20) -> list[Table]:
     """One table for each group, of at most ``most`` settings; the title counts the runs by state."""
     tables = []
-    for (model, data), runs in collection.groups.items():
-        table = Table(title=escape(f"{model} on {data}: {words.plural(len(runs), 'run')}"), title_justify="left")
+    for (model, data), lines in collection.tables.items():
+        table = Table(
+            title=escape(f"{model} on {data}: {words.plural(sum(len(row.runs) for row in lines), 'run')}"),
+            title_justify="left",
+        )
         for name in ("setting", "seeds", "test, %", "paper's x", "with sign x", "above the line"):
             table.add_column(name, justify="left" if name == "setting" else "right")
-        lines = rows(runs)
         for row in lines[:most]:
             sizes = [words.spread(row.compression(counting)) for counting in ("paper", "signed")]
             above = words.signed(row_above_line(lines, row))

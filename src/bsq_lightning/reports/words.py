@@ -49,7 +49,13 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None:
         return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def seeds(row: Row) -> str:
@@ -67,7 +73,9 @@ def title(collection: Collection) -> str:
 
 def finished(collection: Collection) -> str:
     """When the first and the last finished run ended; empty if none did."""
-    times = sorted(str(run.summary["finished"])[:16].replace("T", " ") for run in collection.runs if run.summary.get("finished"))
+    times = sorted(
+        str(run.summary["finished"])[:16].replace("T", " ") for run in collection.runs if run.summary.get("finished")
+    )
     if not times:
         return ""
     return f"finished {times[0]}" if times[0] == times[-1] else f"finished between {times[0]} and {times[-1]}"
@@ -77,7 +85,7 @@ def val_note(values: set[str]) -> str:
     """What the validation images of a group are, as a sentence."""
     notes = {
         "unseen": "Validation images are a split of the training images that no stage has trained on.",
-        "seen_in_float": "Validation images were seen when the float weights were trained; nothing is selected on them.",
+        "seen_in_float": "The float weights were trained on the validation images too; nothing is selected on these.",
         "test set": "Validation accuracy is of the test set itself (data.val_split=0), as papers do it.",
     }
     return " ".join(notes[value] for value in sorted(values) if value in notes)
