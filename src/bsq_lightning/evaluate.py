@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors
+from bsq_lightning.cli.config import CONF_DIR, plain_errors, quick_help
 
 
 @plain_errors
@@ -36,6 +36,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Console entry point."""
+    quick_help()
     hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="evaluate")(evaluate)()
 
 

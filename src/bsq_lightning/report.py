@@ -6,7 +6,7 @@ A page that needs nothing from outside, Markdown, CSV and PNG.
 import hydra
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors
+from bsq_lightning.cli.config import CONF_DIR, plain_errors, quick_help
 
 
 @plain_errors
@@ -34,6 +34,7 @@ def report(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Console entry point."""
+    quick_help()
     hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="report")(report)()
 
 

@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors
+from bsq_lightning.cli.config import CONF_DIR, plain_errors, quick_help
 from bsq_lightning.cli.resume import rewrite_command_line
 
 
@@ -45,6 +45,7 @@ def train(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Console entry point."""
+    quick_help()
     rewrite_command_line()
     hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="train")(train)()
 
