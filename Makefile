@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train sweep evaluate wandb-sync test test-slow lint clean
+.PHONY: help install quickstart train sweep evaluate report wandb-sync browser test test-slow lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,7 +44,15 @@ lint: install ## ruff, pyright, import contract
 test: install ## all but the slow tests, at most 10 minutes
 	$(BIN)/python -m pytest
 
-test-slow: install ## the slow tests
+report: install ## page, Markdown, CSV and PNG of the runs below RUNS=FOLDER
+	$(BIN)/python -m bsq_lightning.report runs=$(RUNS)
+
+browser: # Chromium for the test of the report's page; without it that test is skipped and says so
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update && apt-get install -y --no-install-recommends chromium) >/dev/null 2>&1 || true; fi
+
+test-slow: install browser ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 clean: ## remove the virtual environment and caches

@@ -1,11 +1,8 @@
 """``python -m bsq_lightning.evaluate run=FOLDER``: the test accuracy of a run's final network, again."""
 
-import sys
-
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors, quote_paths
+from bsq_lightning.cli.config import plain_errors, run_command
 
 
 @plain_errors
@@ -38,8 +35,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Console entry point."""
-    sys.argv[1:] = quote_paths(sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="evaluate")(evaluate)()
+    run_command(evaluate, "evaluate")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,12 @@ Takes everything that train takes. Bit-plane trainings bracket and bisect alpha,
 when they are hopeless; the best run inside the budget is fine-tuned. ``hydra.run.dir=FOLDER`` again goes on.
 """
 
-import sys
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors, quote_paths
+from bsq_lightning.cli.config import plain_errors, run_command
 
 
 @plain_errors
@@ -42,8 +40,7 @@ def search(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Console entry point."""
-    sys.argv[1:] = quote_paths(sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="search")(search)()
+    run_command(search, "search")
 
 
 if __name__ == "__main__":

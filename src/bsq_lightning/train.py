@@ -6,11 +6,10 @@ The whole pipeline in one run folder; ``-m`` sweeps; ``resume=FOLDER`` continues
 import json
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import CONF_DIR, plain_errors
+from bsq_lightning.cli.config import plain_errors, run_command
 from bsq_lightning.cli.resume import rewrite_command_line
 
 
@@ -56,7 +55,7 @@ def train(cfg: DictConfig) -> float:
 def main() -> None:
     """Console entry point."""
     rewrite_command_line()
-    hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="train")(train)()
+    run_command(train, "train")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,19 @@ def quote_paths(arguments: list[str]) -> list[str]:
     return quoted
 
 
+def run_command(task: Callable[..., Any], config_name: str) -> None:
+    """Runs a command as a Hydra application, on this process's command line."""
+    import hydra
+
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    if {"--help", "-h", "--hydra-help"}.intersection(sys.argv[1:]):
+        from hydra.core.config_store import ConfigStore
+
+        # Half the time of --help: Hydra copies its store of configs once a group, only to read it.
+        ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
+
+
 def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
     """Shows a user's mistake as one message and exit code 1 (``hydra.verbose=bsq_lightning`` adds the traceback)."""
 

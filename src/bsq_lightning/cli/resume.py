@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bsq_lightning.cli.config import CONF_DIR, quote_paths
+from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
@@ -61,6 +61,6 @@ def _exchange_logger(value: str, config: Any) -> list[str]:
 def rewrite_command_line() -> None:
     """Applies ``resume_arguments`` to this process; a mistake ends it with one message."""
     try:
-        sys.argv[1:] = quote_paths(resume_arguments(sys.argv[1:]))
+        sys.argv[1:] = resume_arguments(sys.argv[1:])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

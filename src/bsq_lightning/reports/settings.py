@@ -1,0 +1,179 @@
+"""What a run was asked to do, read from its config: which front it belongs to, and which runs repeat it."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Keys that change neither the result nor what is compared: seeds, places, machines.
+VOLATILE = re.compile(
+    r"seed|data\.seed|data\.root|data\.num_workers|preflight|until|float_stage|logger(\..*)?|callbacks\..*\.(folder|dirpath)"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|enable_progress_bar|log_every_n_steps)"
+)
+METHODS = ("bit planes", "uniform", "from scheme", "float")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared between runs. ``flat`` is the config without seeds and places, as dotted keys."""
+
+    model: str
+    data: str
+    method: str
+    alpha: float | None
+    precision: int | None
+    first_last: int | None
+    act_precision: int | None
+    seed: int | None
+    epochs: dict[str, int]
+    flat: dict[str, str]
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for runs that differ only by their seed."""
+        return json.dumps(sorted(self.flat.items()))
+
+    @cached_property
+    def curve(self) -> str:
+        """Equal for runs that differ only by seed and by the one knob: alpha, or the bits of uniform runs."""
+        return json.dumps(sorted((key, value) for key, value in self.flat.items() if key != self.knob))
+
+    @property
+    def knob(self) -> str:
+        """The key of the one knob."""
+        return "quant.precision" if self.method == "uniform" else "reg.alpha"
+
+    @property
+    def label(self) -> str:
+        """Method and knob, in words."""
+        if self.method == "uniform":
+            ends = f", first and last {self.first_last}" if self.first_last else ""
+            return f"uniform, {self.precision} {'bit' if self.precision == 1 else 'bits'}{ends}"
+        return self.method if self.alpha is None else f"{self.method}, alpha {self.alpha:g}"
+
+
+def read_setting(path: Path) -> Setting:
+    """Reads the ``config.yaml`` of a run folder; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no YAML, or no config of a run.
+    """
+    if not path.is_file():
+        raise FileNotFoundError("it has no config.yaml")
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"its config.yaml cannot be read ({' '.join(str(error).split())})") from error
+    parts = [config.get(name) for name in ("model", "data", "stages")] if isinstance(config, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts) or "_target_" not in config["model"]:
+        raise ValueError("its config.yaml is not that of a run: it lacks model, data or stages")
+    return setting_of(config)
+
+
+def setting_of(config: dict[str, Any]) -> Setting:
+    """The setting in a resolved config.
+
+    Example:
+        >>> config = {"model": {"_target_": "bsq_lightning.models.resnet20"}, "seed": 3,
+        ...     "data": {"_target_": "bsq_lightning.data.CIFAR10DataModule"}, "stages": {"bits": {"epochs": 350}},
+        ...     "quant": {"bits": {"_target_": "bsq_lightning.quantizers.BitPlaneQuantizer"}}, "reg": {"alpha": 5e-3}}
+        >>> setting = setting_of(config)
+        >>> setting.model, setting.data, setting.label, setting.seed
+        ('ResNet-20', 'CIFAR-10', 'bit planes, alpha 0.005', 3)
+    """
+    quant, reg = _part(config, "quant"), _part(config, "reg")
+    method = _method(quant, config)
+    flat = {key: value for key, value in _flatten(config) if not VOLATILE.fullmatch(key)}
+    if "model.weights" in flat:
+        flat["model.weights"] = Path(flat["model.weights"]).name
+    return Setting(
+        model=_model(config["model"]),
+        data=_data(config["data"]),
+        method=method,
+        alpha=None if method in ("float", "uniform", "from scheme") else _number(reg.get("alpha"), float),
+        precision=_number(quant.get("precision"), int),
+        first_last=_number(quant.get("first_last_precision"), int),
+        act_precision=_number(quant.get("act_precision"), int),
+        seed=_number(config.get("seed"), int),
+        epochs={
+            str(stage): int(part["epochs"])
+            for stage, part in config["stages"].items()
+            if isinstance(part, dict) and isinstance(part.get("epochs"), int)
+        },
+        flat=flat,
+    )
+
+
+def differences(settings: list[dict[str, str]], most: int = 3) -> list[str]:
+    """For each flat config, the keys in which it differs from the others, as a short text ('' if in none).
+
+    Example:
+        >>> differences([{"stages.bits.epochs": "5", "a": "1"}, {"stages.bits.epochs": "9", "a": "1"}])
+        ['bits.epochs=5', 'bits.epochs=9']
+    """
+    keys = sorted({key for flat in settings for key in flat}, key=lambda key: (_rank(key), key))
+    differing = [key for key in keys if len({flat.get(key) for flat in settings}) > 1]
+    told = [key for key in differing if _rank(key) < 2] or differing
+    more = ", ..." if len(told) > most else ""
+    return [
+        ", ".join(f"{'.'.join(key.split('.')[-2:])}={flat.get(key, 'absent')}" for key in told[:most]) + more
+        for flat in settings
+    ]
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group of the config; empty where it is absent or null."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _rank(key: str) -> int:
+    """What a reader wants to hear first; schedulers and callbacks repeat the epochs."""
+    if re.fullmatch(r"stages\.\w+\.(epochs|adjust_every_n_epochs)|reg\.alpha|scheme", key):
+        return 0
+    return 2 if "scheduler" in key or key.startswith(("callbacks", "trainer")) else 1
+
+
+def _flatten(part: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(part, dict) and part:
+        return [item for key, value in part.items() for item in _flatten(value, f"{prefix}.{key}" if prefix else key)]
+    return [(prefix, part if isinstance(part, str) else json.dumps(part, default=str))]
+
+
+def _model(model: dict[str, Any]) -> str:
+    name = str(model.get("model_name") or str(model["_target_"]).rsplit(".", 1)[-1])
+    name = re.sub(r"^resnet(\d+)$", r"ResNet-\1", name).replace("inception_v3", "Inception-V3")
+    common = ("_target_", "_partial_", "weights", "shortcuts", "float_activations", "model_name", "pretrained")
+    usual = {"shortcut": "B", "aux_logits": True, "transform_input": True}
+    rest = [f"{k}={v}" for k, v in sorted(model.items()) if k not in common and usual.get(k) != v]
+    return " ".join([name, *rest])
+
+
+def _data(data: dict[str, Any]) -> str:
+    name = str(data.get("_target_", "unknown data")).rsplit(".", 1)[-1].removesuffix("DataModule")
+    name = re.sub(r"^CIFAR(\d+)$", r"CIFAR-\1", name)
+    if name == "ImageFolder":
+        name = f"images in {Path(str(data.get('root'))).name}"
+    limit = data.get("limit_train")
+    return name if limit is None else f"{name} ({limit} training images)"
+
+
+def _method(quant: dict[str, Any], config: dict[str, Any]) -> str:
+    if not quant:
+        return "float"
+    bits = quant.get("bits")
+    if isinstance(bits, dict):
+        name = str(bits.get("_target_", "")).rsplit(".", 1)[-1]
+        if name != "BitPlaneQuantizer":
+            return name.removesuffix("Quantizer") or "quantized"
+        return "bit planes" + (" as in 2021" if bits.get("clip_always") else ", rewound" if quant.get("rewind") else "")
+    return "from scheme" if quant.get("scheme") or config.get("scheme") else "uniform"
+
+
+def _number(value: Any, kind: type) -> Any:
+    return kind(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,121 @@
+"""Rows of the table: runs that differ only by their seed are one row, with mean and spread."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from bsq_lightning.reports.runs import COUNTINGS, Run
+from bsq_lightning.reports.settings import Setting, differences
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (None for one value) and number of values."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """Of the values that are there; None of none.
+
+        Example:
+            >>> Spread.of([1.0, None, 3.0])
+            Spread(mean=2.0, std=1.4142135623730951, n=2)
+        """
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting. Accuracies and sizes are those of its finished runs."""
+
+    label: str
+    curve: str
+    setting: Setting
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def done(self) -> list[Run]:
+        return [run for run in self.runs if run.state == "done"]
+
+    @cached_property
+    def test_accuracy(self) -> Spread | None:
+        return Spread.of(run.test_accuracy for run in self.done)
+
+    @property
+    def val_accuracy(self) -> Spread | None:
+        return Spread.of(run.val_accuracy for run in self.done)
+
+    @property
+    def mean_precision(self) -> Spread | None:
+        return None if self.setting.method == "float" else Spread.of(run.mean_precision for run in self.done)
+
+    @property
+    def seconds(self) -> Spread | None:
+        return Spread.of(run.seconds for run in self.done)
+
+    def compression(self, counting: str) -> Spread | None:
+        """Times smaller than in float; None where no bit is left or nothing is quantized."""
+        return self._compressions.get(counting)
+
+    @cached_property
+    def _compressions(self) -> dict[str, Spread | None]:
+        if self.setting.method == "float":
+            return {}
+        return {
+            counting: Spread.of(run.sizes.get(counting, {}).get("compression") for run in self.done)
+            for counting in COUNTINGS
+        }
+
+    def kilobytes(self, counting: str) -> Spread | None:
+        """Size in kB (1000 bytes)."""
+        bits = [run.sizes.get(counting, {}).get("bits") for run in self.done]
+        return Spread.of(None if value is None else value / 8000 for value in bits)
+
+
+def rows(runs: list[Run]) -> list[Row]:
+    """Rows of one group, by method and size; labels tell apart what method and knob alone do not."""
+    same: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.setting is not None:
+            same.setdefault(run.setting.key, []).append(run)
+    firsts = {key: members[0].setting for key, members in same.items()}
+    settings = {key: setting for key, setting in firsts.items() if setting is not None}
+    labels = _told_apart({key: setting.label for key, setting in settings.items()}, settings)
+    curves = {setting.curve: setting for setting in settings.values()}
+    curve_labels = _told_apart({curve: setting.method for curve, setting in curves.items()}, curves, knob=True)
+    result = [
+        Row(labels[key], curve_labels[setting.curve], setting, tuple(sorted(same[key], key=_by_seed)))
+        for key, setting in settings.items()
+    ]
+    order = {"float": 0, "uniform": 1, "from scheme": 2}
+    return sorted(result, key=lambda row: (order.get(row.setting.method, 3), row.curve, _knob(row.setting), row.label))
+
+
+def _told_apart(labels: dict[str, str], settings: dict[str, Setting], knob: bool = False) -> dict[str, str]:
+    by_label: dict[str, list[str]] = {}
+    for key, label in labels.items():
+        by_label.setdefault(label, []).append(key)
+    result = dict(labels)
+    for label, keys in by_label.items():
+        if len(keys) > 1:
+            members = [settings[key] for key in keys]
+            flats = [{k: v for k, v in each.flat.items() if not knob or k != each.knob} for each in members]
+            for key, difference in zip(keys, differences(flats), strict=True):
+                result[key] = f"{label} ({difference})" if difference else label
+    return result
+
+
+def _knob(setting: Setting) -> float:
+    return setting.alpha or 0.0 if setting.method != "uniform" else -(setting.precision or 0)
+
+
+def _by_seed(run: Run) -> tuple[int, str]:
+    seed = run.setting.seed if run.setting and run.setting.seed is not None else 0
+    return seed, run.name

@@ -1,0 +1,84 @@
+"""Mean and spread, groups, labels, and the uniform line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bsq_lightning.reports import collect
+from bsq_lightning.reports.front import above_line, pareto, row_above_line, uniform_line
+from bsq_lightning.reports.published import READ, RECALLED, RESNET20_CIFAR10, published_points
+from bsq_lightning.reports.table import rows
+from tests.reports.folders import write_run
+
+
+def test_runs_that_differ_only_by_seed_are_one_row(tmp_path: Path) -> None:
+    summaries = [write_run(tmp_path / f"{i}", seed=i, config={"data": {"root": f"/machine{i}"}}) for i in range(4)]
+    write_run(tmp_path / "unfinished", seed=9, done=False, stop_after=4)
+    (table,) = collect([tmp_path]).tables.values()
+    (row,) = table
+    accuracies = [summary["accuracy"]["final"]["test/acc"] for summary in summaries if summary]
+    sizes = [summary["sizes"]["signed"]["compression"] for summary in summaries if summary]
+    assert row.test_accuracy is not None and (size := row.compression("signed")) is not None
+    assert (row.test_accuracy.n, len(row.runs)) == (4, 5)
+    np.testing.assert_allclose(
+        [row.test_accuracy.mean, row.test_accuracy.std], [np.mean(accuracies), np.std(accuracies, ddof=1)]
+    )
+    np.testing.assert_allclose([size.mean, size.std], [np.mean(sizes), np.std(sizes, ddof=1)])
+
+
+def test_other_models_and_data_are_other_groups(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", config={"model": {"_target_": "bsq_lightning.models.resnet56"}})
+    write_run(tmp_path / "c", config={"data": {"_target_": "bsq_lightning.data.CIFAR100DataModule"}})
+    write_run(tmp_path / "d", config={"data": {"limit_train": 256}})
+    assert set(collect([tmp_path]).groups) == {
+        ("ResNet-20", "CIFAR-10"),
+        ("ResNet-56", "CIFAR-10"),
+        ("ResNet-20", "CIFAR-100"),
+        ("ResNet-20", "CIFAR-10 (256 training images)"),
+    }
+
+
+def test_labels_tell_apart_what_the_knob_does_not(tmp_path: Path) -> None:
+    for n in (5, 9):
+        for alpha in (1e-3, 2e-3):
+            write_run(tmp_path / f"{n}-{alpha}", alpha=alpha, epochs={"bits": n})
+    (table,) = collect([tmp_path]).tables.values()
+    assert len({row.label for row in table}) == 4 and len({row.curve for row in table}) == 2
+    assert "bit planes, alpha 0.001 (bits.epochs=5)" in {row.label for row in table}
+    assert {row.curve for row in table} == {"bit planes (bits.epochs=5)", "bit planes (bits.epochs=9)"}
+
+
+def test_the_uniform_line_and_what_lies_above_it(tmp_path: Path) -> None:
+    for precision, accuracy in ((4, 0.92), (2, 0.90)):
+        write_run(tmp_path / f"u{precision}", method="uniform", precision=precision, accuracy=accuracy)
+    write_run(tmp_path / "bsq", alpha=5e-3, accuracy=0.93)
+    write_run(tmp_path / "float", method="float", accuracy=0.94)
+    (runs,) = collect([tmp_path]).groups.values()
+    table = rows(runs)
+    line = uniform_line(table, "paper")
+    assert [round(y, 2) for _, y in line] == [0.92, 0.90]
+    above = {row.setting.method: row_above_line(table, row) for row in table}
+    assert above["uniform"] is None and above["float"] is None
+    assert above["bit planes"] is not None and 0.01 < above["bit planes"] < 0.03
+    assert above_line(line, 100.0, 0.99) is None, "nothing is extrapolated"
+    assert above_line(line, line[-1][0] * 1.02, 0.91) == pytest.approx(0.01)
+
+
+def test_pareto_against_its_definition() -> None:
+    draw = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in draw.random((60, 2))]
+    front = set(pareto(points))
+    for i, (x, y) in enumerate(points):
+        assert (i in front) == (not any(a >= x and b >= y for j, (a, b) in enumerate(points) if j != i))
+
+
+def test_published_points_say_where_they_are_from() -> None:
+    read = {(point.name, point.compression) for point in RESNET20_CIFAR10 if point.compression_from == READ}
+    assert read == {("BSQ 5e-3", 14.24), ("HAWQ", 13.11)}
+    assert all(
+        point.provenance == RECALLED for point in RESNET20_CIFAR10 if (point.name, point.compression) not in read
+    )
+    assert published_points("ResNet-20", "CIFAR-100", {4}) == []
+    assert {point.act_precision for point in published_points("ResNet-20", "CIFAR-10", {0, 3})} == {32, 3}
