@@ -6,6 +6,7 @@ Command: python benchmarks/report_time.py [--runs 100] [--epochs 350] [--interva
 import argparse
 import cProfile
 import pstats
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,9 +38,10 @@ def main() -> None:
         subprocess.run(
             [sys.executable, "-m", "bsq_lightning.report", f"runs={folder}"], check=True, stdout=subprocess.DEVNULL
         )
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         megabytes = Path(folder, "report", "index.html").stat().st_size / 1e6
         print(f"{arguments.runs} runs x {arguments.epochs} epochs: {seconds:.2f} s, page of {megabytes:.1f} MB")
+        print(f"of these on a processor: {used.ru_utime + used.ru_stime:.2f} s (the rest is other work on the machine)")
         if arguments.profile:
             _profile(Path(folder))
 

@@ -118,6 +118,10 @@ def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
             low, high = accuracy_window(accuracies)
             floats = [row["acc"] for row in group["rows"] if row["method"] == "float" and row["acc"] is not None]
             axis.set_ylim(low, max([high, *(value + 0.1 for value in floats if value < high + 2 * (high - low))]))
+            below = sum(value < low for value in accuracies)
+            if below:
+                text = f"{below} {'point lies' if below == 1 else 'points lie'} below"
+                axis.text(0.99, 0.02, text, transform=axis.transAxes, ha="right", color=QUIET, fontsize=8)
             near = [p for p in group["published"] if sizes and min(sizes) / 1.5 < p["c"] < max(sizes) * 1.5]
             _published(axis, [p for p in near if axis.get_ylim()[0] < p["acc"] < axis.get_ylim()[1]])
         low, high = axis.get_xlim()
