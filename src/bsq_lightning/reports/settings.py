@@ -14,7 +14,6 @@ VOLATILE = re.compile(
     r"seed|data\.seed|data\.root|data\.num_workers|preflight|until|float_stage|logger(\..*)?|callbacks\..*\.(folder|dirpath)"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|enable_progress_bar|log_every_n_steps)"
 )
-METHODS = ("bit planes", "uniform", "from scheme", "float")
 
 
 @dataclass(frozen=True)
