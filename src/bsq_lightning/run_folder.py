@@ -207,5 +207,11 @@ class SweepFolder:
             RunFolder(path)
             for path in sorted(found)
             # W&B keeps a config.yaml of its own below a run folder.
-            if path.name != ".hydra" and found.isdisjoint(path.parents) and not path.is_relative_to(self.float_stages)
+            if path.name != ".hydra" and found.isdisjoint(path.parents) and not _is_float_stage(path)
         ]
+
+
+def _is_float_stage(path: Path) -> bool:
+    """Whether the folder is a sweep's shared float stage, whose result every point that uses it has in its own."""
+    sweep = SweepFolder(path.parent.parent)
+    return path.parent == sweep.float_stages and (sweep.path / "sweep.json").exists()

@@ -146,7 +146,7 @@ def write_many(folder: Path, alphas: list[float], seeds: list[int], uniform: lis
                 seed=seed,
                 epochs=epochs,
             )
-    write_run(folder / "float" / "a", method="float", epochs={"float": 12})
+    write_run(folder / "plain" / "a", method="float", epochs={"float": 12})
 
 
 def _scheme_found(layers: dict[str, int], alpha: float, draw: random.Random) -> dict[str, int]:
