@@ -4,6 +4,7 @@ import json
 import time
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from bsq_lightning.reports import words
@@ -67,7 +68,9 @@ def _header(collection: Collection, downloads: list[str]) -> str:
     trouble = [state for state in ("failed", "unfinished", "missing", "unreadable") if state in counts]
     link = ' <a href="#trouble">what is wrong</a>' if trouble else ""
     files_ = "".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in downloads)
-    folders = ", ".join(f"<code>{escape(str(folder))}</code>" for folder in collection.folders)
+    here = Path.cwd()
+    shown = [folder.relative_to(here) if folder.is_relative_to(here) else folder for folder in collection.folders]
+    folders = ", ".join(f"<code>{escape(str(folder))}</code>" for folder in shown)
     when = words.finished(collection)
     return (
         f"<h1>{escape(words.title(collection))}</h1><p class=chips>{chips}{link}</p>"
