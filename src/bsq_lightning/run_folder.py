@@ -147,7 +147,7 @@ class RunFolder:
         """Keeps what the last start failed with: type, message, traceback, host, time."""
         known = isinstance(error, BaseException)
         content = {
-            "type": type(error).__name__ if known else "Killed",
+            "type": type(error).__name__ if known else "Ended",
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)) if known else "",
             "host": f"{socket.gethostname()}:{os.getpid()}",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.cli.points import Slots, run_points, train_command
+from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
 from bsq_lightning.run_folder import RunFolder
 
 SUMMARY = json.dumps({"accuracy": {"final": {"test/acc": 0.5}}})
@@ -105,6 +105,12 @@ run_points({{Path({str(folder)!r}): {command!r}}}, Slots(1), "s")
     assert parent.wait(timeout=30) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int((folder / "pid").read_text()), 0)
+
+
+def test_a_float_stage_that_was_begun_for_other_points_is_resumed(tmp_path: Path) -> None:
+    assert float_command(tmp_path, ["reg.alpha=1"])[3:5] == ["reg.alpha=1", "until=float"]
+    (tmp_path / "config.yaml").touch()
+    assert float_command(tmp_path, ["reg.alpha=2"])[3:] == [f"resume={tmp_path}", "until=float", "logger=none"]
 
 
 def test_the_command_survives_strange_folder_names() -> None:

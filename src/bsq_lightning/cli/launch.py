@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bsq_lightning.cli.build import check_constructors, planned_stages
 from bsq_lightning.cli.config import CONF_DIR
-from bsq_lightning.cli.points import Slots, run_points, train_command
+from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
 from bsq_lightning.cli.status import print_status
 from bsq_lightning.run_folder import RunFolder, SweepFolder
@@ -80,7 +80,7 @@ def _train(
         else:
             commands[folder.path] = train_command(folder.path, job, arguments)
     floats = {
-        path: train_command(path, [*users[0][1], "until=float", "logger=none"], arguments)
+        path: float_command(path, users[0][1], arguments)
         for path, users in shared.items()
         if len(users) > 1 or path.exists()
     }

@@ -61,6 +61,13 @@ def train_command(folder: Path, overrides: Sequence[str], arguments: Sequence[st
     return [sys.executable, "-m", "bsq_lightning.train", *arguments, *overrides, *here]
 
 
+def float_command(folder: Path, overrides: Sequence[str], arguments: Sequence[str] = ()) -> list[str]:
+    """The command that trains a float stage to share. One that was begun goes on, for whichever points it was begun."""
+    if (folder / "config.yaml").exists():
+        return [sys.executable, "-m", "bsq_lightning.train", f"resume={folder}", "until=float", "logger=none"]
+    return train_command(folder, [*overrides, "until=float", "logger=none"], arguments)
+
+
 def run_points(
     commands: Mapping[Path, Sequence[str]],
     slots: Slots,

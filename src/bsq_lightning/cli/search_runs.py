@@ -19,7 +19,7 @@ from bsq_lightning.cli.build import (
     planned_stages,
 )  # fmt: skip
 from bsq_lightning.cli.launch import hydra_arguments, visible_gpus
-from bsq_lightning.cli.points import Slots, run_points, train_command
+from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class SearchRuns:
             return []
         path = SweepFolder(self.path).float_stages / "shared"
         if "float" not in RunFolder(path).results():
-            command = train_command(path, [*self.overrides, "until=float", "logger=none"], self.arguments)
+            command = float_command(path, self.overrides, self.arguments)
             if not run_points({path: command}, self.slots, self.path.name)[path]:
                 raise ValueError(f"the float stage failed: {(RunFolder(path).error() or {}).get('message')}")
         return [f"float_stage='{path}'"]
