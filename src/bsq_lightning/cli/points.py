@@ -42,7 +42,8 @@ class Slots:
 
     def environment(self, slot: int) -> dict[str, str]:
         """What the process in a slot gets: its threads and its GPUs."""
-        threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.count)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = self.threads or max(1, cores // self.count)
         mine = self.gpus[slot % len(self.gpus) :: self.count] if self.gpus else ()
         return {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {})
 
