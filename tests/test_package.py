@@ -41,6 +41,7 @@ def test_wheel_has_every_config_and_runs_from_another_folder(tmp_path: Path) -> 
     assert list((tmp_path / "elsewhere" / "outputs").rglob("summary.json"))
 
 
+@pytest.mark.slow
 def test_multirun_from_another_folder(tmp_path: Path) -> None:
     short = ["stages.bits.epochs=1", "stages.finetune.epochs=0", "data.limit_train=64"]
     code, output = run("train", "-m", *TINY, *short, "reg.alpha=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path)
