@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bsq_lightning.ops.ranks import largest_over_ranks_
 from bsq_lightning.quantizers.base import check_precision
 
 
@@ -23,9 +24,9 @@ class _RoundToSteps(torch.autograd.Function):
 class ActivationQuantizer(nn.Module):
     """``2^k - 1`` steps up to the largest magnitude S: ``round(x (2^k - 1) / S) * S / (2^k - 1)``, straight through.
 
-    S is the maximum of the current batch while training. ``range`` holds a fixed S once calibrated, and evaluation
-    uses it, so that accuracy does not depend on how the test images are batched; 0 means not calibrated. Negative
-    inputs (only in networks whose layers see any) keep their sign, which is extra, as it is for weights.
+    S is the maximum of the current batch, over all ranks, while training. ``range`` holds a fixed S once calibrated,
+    and evaluation uses it, so that accuracy does not depend on how the test images are batched; 0 means not calibrated.
+    Negative inputs (only in networks whose layers see any) keep their sign, which is extra, as it is for weights.
 
     Args:
         precision: bits k of magnitude, 1 to 16.
@@ -46,13 +47,17 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.clip(x)
         with torch.no_grad():
+            size = x.abs().amax()
+            size = size.to(torch.promote_types(size.dtype, torch.float32))
             if self.training or self.observing:
-                size = x.abs().amax().float()
+                if self.training:
+                    # The batch is the one of all ranks together, so that its steps do not depend on their number.
+                    size = largest_over_ranks_(size)
                 if self.observing:
                     self.range.copy_(torch.maximum(self.range, size))
             else:
                 # Chosen on the device: asking the buffer on the host would synchronize at every layer.
-                size = torch.where(self.range > 0, self.range, x.abs().amax().float())
+                size = torch.where(self.range > 0, self.range, size)
             # In the activation's own dtype, and never zero in it: a batch of zeros stays zero.
             step = size.div(2**self.precision - 1).to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny)
         if not self.training:
