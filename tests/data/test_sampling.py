@@ -105,7 +105,7 @@ def test_loader_continues_in_the_middle_of_an_epoch(workers: int) -> None:
     batches = iter(started)
     for _ in range(3):
         next(batches)
-    assert started.state_dict() == {"epoch": 2, "batches": 3}
+    assert started.state_dict() == {"epoch": 2, "batches": 3, "images": 8}
     resumed.load_state_dict(started.state_dict())
     later = iter(resumed)  # Lightning sets the epoch after this
     resumed.epochs.set_epoch(2)
@@ -114,8 +114,19 @@ def test_loader_continues_in_the_middle_of_an_epoch(workers: int) -> None:
     for (images, labels), (same_images, same_labels) in zip(expected[3:], rest, strict=True):
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)
-    assert resumed.state_dict() == {"epoch": 2, "batches": 7}
+    assert resumed.state_dict() == {"epoch": 2, "batches": 7, "images": 8}
     assert len(list(resumed)) == 7
+
+
+def test_a_loader_with_other_steps_refuses_to_go_on_within_an_epoch_but_starts_the_next() -> None:
+    loader = EpochLoader(numbered(20), EpochSampler(20, 4, seed=1, shuffle=True, rank=1, world_size=2))
+    loader.load_state_dict({"epoch": 1, "batches": 2, "images": 4})
+    loader.epochs.set_epoch(1)
+    with pytest.raises(ValueError, match="in steps of 4 images, now a step has 8"):
+        next(iter(loader))
+    loader.load_state_dict({"epoch": 1, "batches": 5, "images": 4})
+    loader.epochs.set_epoch(2)
+    assert len(list(loader)) == 3
 
 
 def test_loader_of_a_finished_epoch_starts_the_next_at_its_beginning() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bsq_lightning.data import TensorImages
+from bsq_lightning.data import EpochLoader, EpochSampler, TensorImages
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -22,9 +22,7 @@ def oracle(data: TensorImages, epoch: int, index: int) -> Tensor:
     framed = torch.zeros(channels, height + 8, width + 8, dtype=torch.uint8)
     framed[:, 4:-4, 4:-4] = data.images[index]
     crop = framed[:, top : top + height, left : left + width]
-    crop = torch.flip(crop, [2]) if flip else crop
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (crop / 255 - mean) / std
+    return torch.flip(crop, [2]) if flip else crop
 
 
 @pytest.mark.parametrize("width", [12, 9])
@@ -33,11 +31,20 @@ def test_batch_equals_the_oracle(width: int) -> None:
     for epoch in (0, 3):
         indices = torch.randperm(len(data))[:25]
         batch, labels = data[epoch, indices]
-        assert batch.dtype == torch.float32
+        assert batch.dtype == torch.uint8
         assert batch.is_contiguous()
         assert torch.equal(labels, indices)
         for image, index in zip(batch, indices.tolist(), strict=True):
-            torch.testing.assert_close(image, oracle(data, epoch, index), rtol=1e-5, atol=1e-5)
+            assert torch.equal(image, oracle(data, epoch, index))
+
+
+def test_normalization_equals_the_textbook() -> None:
+    data = images()
+    pixels, _ = data[0, torch.arange(40)]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    torch.testing.assert_close(data.normalize(pixels), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    (normalized, _), *_ = EpochLoader(data, EpochSampler(40, 40, seed=0, shuffle=False))
+    assert normalized.dtype == torch.float32 and torch.equal(normalized, data.normalize(pixels))
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_what_was_drawn_before() -> None:
@@ -75,5 +82,4 @@ def test_no_flip_and_no_augmentation() -> None:
     data.augment = False
     batch, _ = data[0, indices]
     assert torch.equal(batch, data[9, indices][0])
-    pixels = batch * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    assert torch.equal((pixels * 255).round().to(torch.uint8), data.images)
+    assert torch.equal(batch, data.images)

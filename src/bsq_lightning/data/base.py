@@ -1,5 +1,6 @@
 """What every data module has in common: the split, the order of images, and the loaders."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import NamedTuple
@@ -126,7 +127,29 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def calibration_dataloader(self) -> EpochLoader:
         """Training images without augmentation, in one fixed random order, the same on all ranks."""
         sampler = EpochSampler(self.split[0], self.batch_size, seed=self.seed, shuffle=False)
-        return EpochLoader(self.images.plain, sampler)
+        return self._with_workers(self.images.plain, sampler, persistent=False)
+
+    def trial_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` training images of epoch 0 as the network gets them and their labels, read in this process.
+
+        Fewer, where there are fewer or some of them are broken and skipped.
+        """
+        pixels, labels = self.images.augmented[0, self.split[0][:count]]
+        return self.images.augmented.normalize(pixels), labels
+
+    def fingerprint(self) -> int:
+        """A number of 63 bits that tells these images, labels and their split from others; equal on all ranks.
+
+        Of the training and the test images it looks at sixteen of each, and of the split at every index.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        train, val = self.split
+        digest.update(train.numpy().tobytes() + b"|" + val.numpy().tobytes())
+        for images in (self.images.plain, self.images.test):
+            chosen = torch.linspace(0, len(images) - 1, 16).long()
+            pixels, labels = images[0, chosen]
+            digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+        return int.from_bytes(digest.digest()) >> 1
 
     def describe(self) -> dict[str, str | int | bool]:
         """What a table of the run says about the data."""
@@ -155,6 +178,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self, images: BatchDataset, indices: Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False
     ) -> EpochLoader:
         rank, world_size = self._world
+        if len(indices) < world_size:
+            raise ValueError(
+                f"{len(indices)} images cannot be shared by {world_size} devices: use fewer, or more images"
+            )
         sampler = EpochSampler(
             indices,
             batch_size,
@@ -164,6 +191,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
             rank=rank,
             world_size=world_size,
         )
+        return self._with_workers(images, sampler)
+
+    def _with_workers(self, images: BatchDataset, sampler: EpochSampler, persistent: bool = True) -> EpochLoader:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return EpochLoader(images, sampler, num_workers=workers, persistent_workers=workers > 0, pin_memory=on_gpu)
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        return EpochLoader(
+            images,
+            sampler,
+            device,
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            pin_memory=device.type == "cuda",
+        )

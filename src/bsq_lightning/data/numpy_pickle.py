@@ -7,20 +7,37 @@ from typing import Any
 import numpy as np
 
 
+class _Array(np.ndarray):
+    """An array whose state a file may set. Numpy itself believes the file: raw bytes can become pointers to objects."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, order, content = state
+        super().__setstate__((version, shape, _plain(dtype), order, content))
+
+
+def _plain(dtype: np.dtype) -> np.dtype:
+    """The same type of number or text, made anew: the file could go on to change its own."""
+    if dtype.kind not in "biufSU":
+        raise pickle.UnpicklingError(f"it holds an array of {dtype}, only numbers and text are read")
+    return np.dtype(dtype.str)
+
+
+def _empty(*_: Any) -> _Array:
+    """What every pickled array begins as, whatever class, shape and type the file asks for."""
+    return np.empty(0).view(_Array)
+
+
 def _from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
     """An array from its bytes, as numpy's function of this name makes it for protocol 5."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+    return np.frombuffer(buffer, _plain(dtype)).reshape(shape, order=order)
 
-
-# numpy's own function, which no public name leads to.
-_RECONSTRUCT: Any = np.empty(1).__reduce__()[0]
 
 # Each name as numpy 1 and numpy 2 write it, and what it stands for here.
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): None,  # only ever an argument, which is not used
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): str.encode,  # how Python 3 spells bytes in a file that Python 2 can read
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 

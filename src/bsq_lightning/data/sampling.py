@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from bsq_lightning.data.normalize import Normalize
+
 # What a sampler asks a data set for: the epoch, and the indices of the images of one batch.
 BatchKey = tuple[int, Tensor]
 
@@ -28,13 +30,19 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 
 
 class BatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """A data set that is asked for whole batches, by ``(epoch, indices)``."""
+    """A data set that is asked for whole batches, by ``(epoch, indices)``.
+
+    It gives pixels as they are stored, a quarter of the bytes of what the network takes: they go through the queue of
+    the loading processes and onto the device like that, and the loader applies ``normalize`` there.
+    """
+
+    normalize: Normalize
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` in float32, normalized, and labels ``[B]`` in int64."""
+        """Pixels ``[B, 3, H, W]`` in uint8 and labels ``[B]`` in int64; B may be less than the indices' number."""
         raise NotImplementedError
 
 
@@ -83,6 +91,11 @@ class EpochSampler(Sampler[BatchKey]):
         self.epoch = 0
         self._first_batch = 0
 
+    @property
+    def images_per_step(self) -> int:
+        """Images of a full batch over all ranks."""
+        return self.batch_size * self.world_size
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iteration; Lightning calls this."""
         self.epoch = int(epoch)
@@ -100,7 +113,7 @@ class EpochSampler(Sampler[BatchKey]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the next iteration starts."""
-        full, rest = divmod(len(self.indices), self.batch_size * self.world_size)
+        full, rest = divmod(len(self.indices), self.images_per_step)
         return full + (rest > self.rank and not self.drop_last)
 
     def __iter__(self) -> Iterator[BatchKey]:
@@ -109,6 +122,6 @@ class EpochSampler(Sampler[BatchKey]):
         order = self.indices
         if self.shuffle:
             order = order[torch.randperm(len(order), generator=keyed_generator("order", self.seed, epoch))]
-        step = self.batch_size * self.world_size
+        step = self.images_per_step
         for batch in range(first, len(self)):
             yield epoch, order[batch * step + self.rank : (batch + 1) * step : self.world_size]

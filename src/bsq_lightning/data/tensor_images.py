@@ -6,26 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bsq_lightning.data.normalize import Normalize
 from bsq_lightning.data.sampling import BatchDataset, BatchKey, keyed_generator
 
 
-class Normalize:
-    """Pixels 0..255 to float32 with given mean and standard deviation per channel, both for a scale of 0..1.
-
-    Shape: uint8 ``[B, C, H, W]`` to float32 ``[B, C, H, W]``.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        channels = (len(mean), 1, 1)
-        self.scale = 1 / (255 * torch.tensor(std, dtype=torch.float32)).view(channels)
-        self.offset = -255 * torch.tensor(mean, dtype=torch.float32).view(channels) * self.scale
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return pixels.float().mul_(self.scale).add_(self.offset)
-
-
 class TensorImages(BatchDataset):
-    """uint8 images in memory; a batch is cropped, flipped and normalized in a few tensor operations.
+    """uint8 images in memory; a batch is cropped and flipped in a few tensor operations.
 
     An image's crop and flip depend on ``(seed, epoch, index)`` only: they are drawn for all images at the start of an
     epoch and looked up by index.
@@ -67,7 +53,7 @@ class TensorImages(BatchDataset):
         pixels = self.images.index_select(0, indices)
         if self.augment:
             pixels = self._crop(pixels, *self.crops(epoch, indices))
-        return self.normalize(pixels), self.labels[indices]
+        return pixels, self.labels[indices]
 
     def crops(self, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Top-left corners ``[B, 2]`` in the padded image (row, column), and flips ``[B]``, of an epoch's images."""
