@@ -1,8 +1,8 @@
 """``python -m bsq_lightning.evaluate run=FOLDER``: the test accuracy of a run's final network, again."""
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import plain_errors, run_command
+from bsq_lightning.cli.config import plain_errors, read_config, run_command
 
 
 @plain_errors
@@ -14,12 +14,14 @@ def evaluate(cfg: DictConfig) -> float:
     from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder.existing(cfg.run)
-    run = OmegaConf.load(folder.config)
-    assert isinstance(run, DictConfig)
+    run = read_config(folder.config)
     if cfg.data.root is not None:
         run.data.root = cfg.data.root
     if cfg.trainer.accelerator is not None:
         run.trainer.accelerator = cfg.trainer.accelerator
+    # Each of several processes would start the others again, and print.
+    run.trainer.devices = run.trainer.num_nodes = 1
+    run.trainer.strategy = "auto"
     checkpoint = load_checkpoint(folder.last)
     datamodule = build_datamodule(run)
     network = first_network(run, checkpoint["stage"], datamodule, restored=True)

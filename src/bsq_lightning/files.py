@@ -8,7 +8,11 @@ from typing import Any
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Writes beside the target, flushes to disk and renames: a reader or a crash sees the old file or the new one."""
+    """Writes beside the target, flushes to disk and renames: a reader or a crash sees the old file or the new one.
+
+    Raises:
+        OSError: the file cannot be written (a full disk); the message names it, and the old file is as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -18,6 +22,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; what was there before is whole", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,6 +64,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not whole JSON ({error})") from error
     if not isinstance(content, dict):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.ops.ranks import from_rank_zero_, of_all_ranks, sum_over_ranks_
 from bsq_lightning.optimizer import LatentOptimizer, Penalty
 
 STAGES = ("float", "bits", "finetune")
@@ -33,6 +34,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+def _mean() -> MeanMetric:
+    """A mean over values. Its check for NaN waits for the device; without it, torchmetrics 1.9 ignores weights."""
+    return MeanMetric(nan_strategy="disable")
+
+
+def _full(logits: Tensor) -> Tensor:
+    """In 32 bits at least; 64 stay 64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class NonFiniteLossError(ValueError):
     """The loss became NaN or infinite."""
 
@@ -49,8 +60,12 @@ class QuantModule(L.LightningModule):
         scheduler: builds the learning-rate scheduler, stepped once an epoch; None for a constant rate.
         regularizer: penalty on the latents.
         stage: ``float``, ``bits`` or ``finetune``; written into every checkpoint.
-        seed: torch's generators are set from (seed, stage, epoch) at the start of every epoch, so that a run that
-            resumes there draws what the run that was never stopped draws.
+        seed: torch's generators are set from (seed, stage, epoch, batch, rank) at every step, so that a run that
+            resumes anywhere draws what the run that was never stopped draws.
+
+    Under DDP every rank sees its share of the batch. The mean loss is that of the batch of all ranks, shares of
+    unequal size included; metrics count every image once; batch norm's running statistics are rank 0's, taken over by
+    the others at the end of an epoch, before anything is measured with them.
     """
 
     def __init__(
@@ -75,14 +90,17 @@ class QuantModule(L.LightningModule):
         self._regularizer = regularizer
         self.metrics = nn.ModuleDict()
         for split in ("train", "val", "test"):
+            self.metrics[f"{split}_loss"] = _mean()
             self.metrics[f"{split}_acc"] = MulticlassAccuracy(num_classes, average="micro")
             if num_classes > 10 and split != "train":
                 self.metrics[f"{split}_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-        # Kept on the device and read on the host only at logging steps, so that no step waits for the check.
-        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
+        self.metrics["train_penalty"] = _mean()
+        # Kept on the device and read on the host only at logging steps, so that no step waits for the check. Not a
+        # buffer: each rank has its own.
+        self.first_bad_step = torch.tensor(-1)
 
     def metric(self, name: str) -> Metric:
-        """The metric ``{train,val,test}_{acc,top5}``."""
+        """The metric ``{train,val,test}_{loss,acc,top5}`` or ``train_penalty``."""
         metric = self.metrics[name]
         assert isinstance(metric, Metric)
         return metric
@@ -94,24 +112,35 @@ class QuantModule(L.LightningModule):
         images, labels = batch
         output = self.network(images)
         logits = output if isinstance(output, Tensor) else output.logits
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(_full(logits), labels)
         if not isinstance(output, Tensor) and output.aux_logits is not None:
-            loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(output.aux_logits.float(), labels)
-        bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, self.global_step, self.first_bad_step)
-        self.metrics["train_acc"](logits.detach(), labels)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True)
-        self.log("train/acc", self.metric("train_acc"), on_step=False, on_epoch=True, prog_bar=True)
-        return loss
+            loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(_full(output.aux_logits), labels)
+        first_bad = self.first_bad_step.to(loss.device)
+        bad = ~torch.isfinite(loss.detach()) & (first_bad < 0)
+        self.first_bad_step = torch.where(bad, self.global_step, first_bad)
+        self.metric("train_loss").update(loss.detach().expand(len(labels)))
+        self.metric("train_acc").update(logits.detach(), labels)
+        for name in ("loss", "acc", *(("penalty",) if self._regularizer else ())):
+            shown = name != "penalty"  # which the optimizer's step adds to, below
+            self.log(f"train/{name}", self.metric(f"train_{name}"), on_step=False, on_epoch=True, prog_bar=shown)
+        return loss * self._share(loss, labels)
+
+    def _share(self, loss: Tensor, labels: Tensor) -> Tensor | float:
+        """What a rank's mean loss is multiplied with, so that DDP's mean over ranks is the mean over images."""
+        if self.trainer.world_size == 1 or not self.trainer.is_last_batch:
+            return 1.0  # only the last batch of an epoch can be shared unequally
+        size = loss.new_tensor(len(labels))
+        return size * self.trainer.world_size / sum_over_ranks_(size.clone())
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         images, labels = batch
-        logits = self.network(images).float()
-        self.log(f"{split}/loss", F.cross_entropy(logits, labels), on_epoch=True, batch_size=len(labels))
-        for name in ("acc", "top5"):
+        logits = _full(self.network(images))
+        self.metric(f"{split}_loss").update(F.cross_entropy(logits, labels, reduction="none"))
+        for name in ("loss", "acc", "top5"):
             if f"{split}_{name}" in self.metrics:
                 metric = self.metric(f"{split}_{name}")
-                metric(logits, labels)
+                if name != "loss":
+                    metric.update(logits, labels)
                 self.log(f"{split}/{name}", metric, on_epoch=True, prog_bar=name == "acc")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -132,21 +161,41 @@ class QuantModule(L.LightningModule):
             raise ValueError("ReduceLROnPlateau would choose by validation images; use a schedule by epochs")
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimizer, LatentOptimizer) and optimizer.penalty is not None:
+            self.metric("train_penalty").update(optimizer.penalty)
+
     def on_train_epoch_start(self) -> None:
         self.network.forget_ranges_()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            key = (self.seed * len(STAGES) + STAGES.index(self.stage)) * 1_000_003 + self.current_epoch
-            torch.manual_seed(key)
+        key = (self.seed * len(STAGES) + STAGES.index(self.stage)) * 1_000_003 + self.current_epoch
+        torch.manual_seed(((key * 1_000_003 + batch_idx) * 1_000_003 + self.global_rank) % 2**63)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        penalty = optimizer.penalty if isinstance(optimizer, LatentOptimizer) else None
-        if penalty is not None:
-            self.log("train/penalty", penalty, on_step=False, on_epoch=True)
+        if self.trainer.is_last_batch:  # type: ignore[attr-defined]
+            for buffer in self.network.buffers():
+                from_rank_zero_(buffer)
         if self.trainer.is_last_batch or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
+
+    def training_metrics(self) -> dict[str, dict[str, Tensor]]:
+        """The training metrics of the epoch so far, each state ``[ranks, ...]`` (every rank must call this)."""
+        return {
+            name: {key: of_all_ranks(torch.as_tensor(value)) for key, value in metric.metric_state.items()}
+            for name, metric in self._training_metrics()
+        }
+
+    def continue_training_metrics(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Goes on from ``training_metrics()`` of as many ranks."""
+        for name, metric in self._training_metrics():
+            for key, ranks in state[name].items():
+                setattr(metric, key, ranks[self.global_rank].to(self.device))
+
+    def _training_metrics(self) -> Iterator[tuple[str, Metric]]:
+        return ((name, self.metric(name)) for name in self.metrics if name.startswith("train"))
 
     def check_finite(self) -> None:
         """Raises NonFiniteLossError naming the first bad step, if there was one (reads the device)."""

@@ -7,17 +7,19 @@ done), ``summary.json``, written last: the run is finished; ``error.json``, the 
 ``.running.lock``, held by the process that trains in the folder and given up by its death; ``wandb.json`` and
 ``wandb/``, the id and the files of the mirror on W&B, which nothing reads back.
 
-A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each.
+A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each; ``jobs.json``, the newest
+SLURM job of each, where they are trained on a cluster.
 """
 
 import csv
 import json
 import os
+import shutil
 import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,15 @@ STATES = ("done", "running", "failed", "unfinished")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run folder and its small JSON files."""
+    """Paths of a run folder and its small JSON files.
+
+    Args:
+        path: the folder.
+        writer: whether this process writes what the run leaves; of the ranks of a run, rank 0 does.
+    """
 
     path: Path
+    writer: bool = True
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -66,7 +74,7 @@ class RunFolder:
             (self.checkpoints / ".writable").unlink()
         except OSError as error:
             raise PermissionError(
-                f"the run folder {self.path} cannot be written ({error.strerror}): "
+                f"the run folder {self.path} cannot be written ({os.strerror(error.errno or 0)}): "
                 "choose another with hydra.run.dir=FOLDER"
             ) from error
 
@@ -87,7 +95,19 @@ class RunFolder:
 
     def add_result(self, stage: str, result: dict[str, Any]) -> None:
         """Records a finished stage."""
-        write_whole(self.path / "stages.json", json.dumps({**self.results(), stage: result}, indent=1))
+        if self.writer:
+            write_whole(self.path / "stages.json", json.dumps({**self.results(), stage: result}, indent=1))
+
+    def keep_checkpoint(self, stage: str) -> None:
+        """Keeps the newest checkpoint as that of the end of ``stage``."""
+        if self.writer:
+            shutil.copy2(self.last, self.checkpoints / f".{stage}.tmp")
+            (self.checkpoints / f".{stage}.tmp").replace(self.checkpoints / f"{stage}.ckpt")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes ``summary.json``: from now on the run is finished."""
+        if self.writer:
+            write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
 
     def metrics(self) -> list[dict[str, str]]:
         """The rows of ``metrics.csv`` so far."""
@@ -101,9 +121,14 @@ class RunFolder:
     def running(self) -> Iterator[None]:
         """Marks the folder as in use by this process, until the block ends or the process dies.
 
+        Of the ranks of a run, the writer holds the mark.
+
         Raises:
             ValueError: another process trains here.
         """
+        if not self.writer:
+            yield
+            return
         lock = FileLock(self._lock)
         try:
             # A reader of `state` holds the lock for an instant.
@@ -117,12 +142,19 @@ class RunFolder:
 
     @contextmanager
     def recording_errors(self) -> Iterator[None]:
-        """Forgets the error of an earlier start and keeps one that leaves the block."""
-        (self.path / "error.json").unlink(missing_ok=True)
+        """Forgets the error of an earlier start and keeps one that leaves the block.
+
+        Of the ranks of a run, the first error is kept: those of the others follow from it.
+        """
+        if self.writer:
+            (self.path / "error.json").unlink(missing_ok=True)
         try:
             yield
         except Exception as error:
-            self.record_error(error)
+            # On a full disk this record is lost; the error itself is shown whatever happens.
+            with suppress(OSError):
+                if self.error() is None:
+                    self.record_error(error)
             raise
 
     @property

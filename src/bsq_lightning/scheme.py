@@ -137,7 +137,8 @@ class Scheme:
                 layers, int(content["float_parameters"]), int(content["act_precision"]),
                 int(content.get("float_macs", 0)),
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            float(scheme.bits("model"))  # JSON has no largest number
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{source} is not a scheme ({type(error).__name__}: {error}). "
                 "Give the scheme.json of a run folder: layers with name, size, precision and step."

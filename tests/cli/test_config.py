@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bsq_lightning.cli.config import CONF_DIR, quote_paths
+from bsq_lightning.cli.config import quote_paths
 
 
 @pytest.mark.parametrize("name", ["plain", "model=resnet20,reg.alpha=1e-3,seed=1", "it's (here), yes", "a b"])
@@ -20,11 +19,3 @@ def test_a_folder_that_is_there_needs_no_quotes(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("argument", ["reg.alpha=1e-3,2e-3", "-m", "run='/quoted'", "runs=[/a,/b]", "stages=short"])
 def test_everything_else_is_left_alone(argument: str) -> None:
     assert quote_paths([argument]) == [argument]
-
-
-def test_the_slurm_launcher_is_configured() -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        cfg = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True)
-    assert cfg.hydra.launcher._target_.endswith("SlurmLauncher")
-    assert cfg.hydra.launcher.timeout_min >= 24 * 60

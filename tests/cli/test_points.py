@@ -48,6 +48,9 @@ def test_gpus_and_threads_are_dealt_to_the_slots() -> None:
     assert [four.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["0", "1", "2", "3"]
     two = Slots(2, gpus=("0", "1", "2", "3"))
     assert sorted(",".join(two.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(2)).split(",")) == list("0123")
+    pairs = Slots(gpus=("0", "1", "2", "3"), devices=2)
+    assert pairs.count == 2
+    assert sorted(",".join(pairs.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(2)).split(",")) == list("0123")
     six = Slots(6, threads=3, gpus=("4", "5"))
     assert [six.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(6)] == ["4", "5"] * 3
     assert six.environment(0)["OMP_NUM_THREADS"] == "3"
@@ -69,6 +72,13 @@ def test_a_failure_is_recorded_with_its_last_words_and_the_others_go_on(tmp_path
     error = RunFolder(bad).error()
     assert error is not None and said in error["message"]
     assert said in (bad / "output.log").read_text() or "signal" in said
+
+
+def test_a_point_that_was_stopped_and_saved_is_not_a_failure(tmp_path: Path) -> None:
+    stopped, good = tmp_path / "stopped", tmp_path / "good"
+    command = writing(stopped, "raise SystemExit(128 + 10)")
+    assert run_points({stopped: command, good: writing(good)}, Slots(1), "s") == {stopped: False, good: True}
+    assert RunFolder(stopped).state == "unfinished" and RunFolder(stopped).error() is None
 
 
 def test_an_error_that_the_run_recorded_itself_is_kept(tmp_path: Path) -> None:

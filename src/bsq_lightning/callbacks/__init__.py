@@ -1,16 +1,25 @@
 """Callbacks. Their order is meaning: adjust, calibrate, record, then write the checkpoint."""
 
-from bsq_lightning.callbacks.atomic_checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from bsq_lightning.callbacks.atomic_checkpoint_io import AtomicCheckpointIO, load_checkpoint, mend_last
 from bsq_lightning.callbacks.epoch_line import EpochLine
 from bsq_lightning.callbacks.precision_adjustment import PrecisionAdjustment
+from bsq_lightning.callbacks.preemption import Preempted, Preemption
 from bsq_lightning.callbacks.range_calibration import RangeCalibration
+from bsq_lightning.callbacks.rank_agreement import RankAgreement, RankMismatchError
 from bsq_lightning.callbacks.run_recorder import RunRecorder
+from bsq_lightning.callbacks.skipped_images import SkippedImages
 
 __all__ = [
     "AtomicCheckpointIO",
     "EpochLine",
     "PrecisionAdjustment",
+    "Preempted",
+    "Preemption",
     "RangeCalibration",
+    "RankAgreement",
+    "RankMismatchError",
     "RunRecorder",
+    "SkippedImages",
     "load_checkpoint",
+    "mend_last",
 ]

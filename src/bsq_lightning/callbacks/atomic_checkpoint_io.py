@@ -1,6 +1,9 @@
 """Checkpoints that are whole or absent, and that are read without executing anything."""
 
 import io
+import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from bsq_lightning.files import write_whole
+
+log = logging.getLogger(__name__)
+PREVIOUS = "previous.ckpt"
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -22,22 +28,61 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
+    except Exception as error:  # torch raises a dozen kinds for a damaged file, some without a word
+        first_line = str(error).partition("\n")[0]
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds objects that would have to be executed "
-            f"to be loaded, which is refused ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            f"to be loaded, which is refused ({type(error).__name__}: {first_line[:200]})"
         ) from error
     if not isinstance(content, dict) or not {"state_dict", "stage", "epoch"} <= content.keys():
         raise ValueError(f"{path} is not a checkpoint of bsq_lightning (no state_dict, stage and epoch in it)")
     return content
 
 
+def mend_last(last: Path) -> None:
+    """Puts the checkpoint before it in the place of a ``last.ckpt`` that cannot be read, which is kept aside.
+
+    Renaming never leaves half a file, but disks, copies and quotas do. The run then repeats an epoch.
+
+    Raises:
+        ValueError: it cannot be read, and the one before it is missing or cannot be read either.
+    """
+    if not last.exists():
+        return
+    try:
+        load_checkpoint(last)
+    except ValueError as error:
+        previous = last.with_name(PREVIOUS)
+        if not previous.exists():
+            raise
+        load_checkpoint(previous)
+        last.replace(last.with_name("last.ckpt.damaged"))
+        _same_file(previous, last)
+        log.warning("%s. Going on from the checkpoint before it; the damaged file is last.ckpt.damaged", error)
+
+
+def _same_file(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint writer stages files in another file system's /tmp; this one renames beside the target."""
+    """Lightning's checkpoint writer stages files in another file system's /tmp; this one renames beside the target.
+
+    What the file held before stays beside it as ``previous.ckpt``.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        path = Path(path)
+        if path.exists():
+            aside = path.with_name(f".{PREVIOUS}.tmp")
+            aside.unlink(missing_ok=True)
+            _same_file(path, aside)
+            aside.replace(path.with_name(PREVIOUS))
         write_whole(path, buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -24,13 +24,11 @@ class EpochLine(L.Callback):
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (
-            trainer.progress_bar_callback is not None
-            or not trainer.is_global_zero
-            or not isinstance(pl_module, QuantModule)
-        ):
-            return
+        # On every rank: what is logged is put together from all of them when it is first asked for.
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        if trainer.progress_bar_callback is not None or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, QuantModule)
         parts = [f"{pl_module.stage} {trainer.current_epoch + 1}/{trainer.max_epochs}"]
         parts += [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "train/penalty") if name in metrics]
         parts += [f"{name} {100 * metrics[name]:.2f} %" for name in ("train/acc", "val/acc") if name in metrics]

@@ -131,6 +131,6 @@ def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:
         for i, batch in enumerate(loader):
             if i >= trainer.num_val_batches[0]:
                 break
-            images, labels = trainer.strategy.batch_to_device(batch)
+            images, labels = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             metric.update(module(images), labels)
     return float(metric.compute())

@@ -33,4 +33,4 @@ class RangeCalibration(L.Callback):
         batches = zip(range(self.num_batches), datamodule.calibration_dataloader(), strict=False)
         with evaluating(module), module.network.observing():
             for _, (images, _labels) in batches:
-                module(images.to(module.device))
+                module(images.to(module.device, next(module.parameters()).dtype))

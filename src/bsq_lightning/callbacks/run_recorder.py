@@ -32,6 +32,7 @@ class RunRecorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
+        self.started = time.monotonic()  # an epoch that goes on in its middle has no start
         if not trainer.is_global_zero:
             return
         path = self.folder / "metrics.csv"
@@ -46,9 +47,10 @@ class RunRecorder(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
         scheme = pl_module.network.scheme()
+        # On every rank: what is logged is put together from all of them when it is first asked for.
+        row = {key: float(value) for key, value in trainer.callback_metrics.items() if key in COLUMNS}
         if not trainer.is_global_zero:
             return
-        row = {key: float(value) for key, value in trainer.callback_metrics.items() if key in COLUMNS}
         row |= {
             "stage": pl_module.stage,
             "epoch": trainer.current_epoch,

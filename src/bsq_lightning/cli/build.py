@@ -1,16 +1,20 @@
 """Objects from a config: one function for each, so that train, evaluate and preflight build the same things."""
 
 import logging
+import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -20,12 +24,16 @@ from bsq_lightning.data import ImageDataModule
 from bsq_lightning.models import load_float_weights
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.ops.ranks import going_first
 from bsq_lightning.scheme import Scheme
 
 # Lightning announces devices and tips at every Trainer, twice under Hydra's logging; a run makes five of them.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings(
-    "ignore", message="(?s).*(does not have many workers|LeafSpec|exists and is not empty|smaller than the logging)"
+    "ignore",
+    message="(?s).*(does not have many workers|LeafSpec|exists and is not empty|smaller than the logging|"
+    "`srun` command is available|broadcast_buffers. is deprecated|sync_dist=True)",
 )
 
 _NOT_ARGUMENTS = ("weights", "shortcuts", "float_activations")
@@ -151,9 +159,34 @@ def build_callbacks(cfg: DictConfig, folder: Path) -> list[L.Callback]:
     return callbacks
 
 
+def device_count(cfg: DictConfig) -> int:
+    """Processes of the run: devices on all hosts, ``auto`` and -1 counted."""
+    devices, hosts = cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)
+    if str(devices) == "1" and hosts == 1:
+        return 1
+    counted = L.Trainer(
+        accelerator=cfg.trainer.accelerator, devices=devices, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        plugins=[LightningEnvironment()],  # what torchrun or SLURM have started is checked later
+    )  # fmt: skip
+    return counted.num_devices * hosts
+
+
+def ddp() -> DDPStrategy:
+    """DDP as ``trainer=ddp`` has it: batch norm's statistics are shared once an epoch instead of at every forward,
+    which also lets ranks have unequal numbers of test batches; a lost host is noticed after ten minutes at most."""
+    return DDPStrategy(broadcast_buffers=False, timeout=timedelta(minutes=10))
+
+
 def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
     """Lightning's Trainer; ``changes`` replace what the config says."""
     bar = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
+    strategy = cfg.trainer.get("strategy", "auto")
+    if device_count(cfg) == 1:
+        # DDP of one process would leave its process group and variables behind for the next job of a sweep.
+        changes = {"strategy": "auto", **changes}
+    elif isinstance(strategy, str) and strategy in ("auto", "ddp"):
+        changes = {"strategy": ddp(), **changes}
     return instantiate(cfg.trainer, **{"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar, **changes})
 
 
@@ -172,7 +205,9 @@ def build_test_trainer(cfg: DictConfig) -> L.Trainer:
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     """The data, ready: downloaded if need be and set up."""
     datamodule = instantiate(cfg.data)
-    datamodule.prepare_data()
+    # One process of each host downloads.
+    with going_first(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"):
+        datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule
 
@@ -201,8 +236,13 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
     if cfg.until not in (None, "float", "bits"):
         raise ValueError(f"until is null, float or bits, the last stage of this start, not {cfg.until!r}")
-    if str(cfg.trainer.get("devices", 1)) != "1" or cfg.trainer.get("num_nodes", 1) != 1:
-        raise ValueError("several devices are not supported yet: use trainer.devices=1")
+    if any(name in strategy.lower() for name in ("spawn", "fork", "notebook")):
+        raise ValueError(
+            f"trainer.strategy={strategy} trains in processes that give only weights back, into a network that has the "
+            "precisions of before the training: use trainer=ddp"
+        )
+    if cfg.trainer.get("sync_batchnorm") and device_count(cfg) > 1 and cfg.trainer.accelerator == "cpu":
+        raise ValueError("trainer.sync_batchnorm works on GPUs only: leave it out")
     for limit in ("limit_val_batches", "limit_test_batches"):
         if cfg.trainer.get(limit) == 0:
             raise ValueError(

@@ -3,17 +3,40 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+#: What a user's mistake raises; shown as one message.
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, OmegaConfBaseException)
 _PACKAGE = Path(__file__).parents[1]
 _CHECKOUT = _PACKAGE.parents[1] / "conf"
 #: ``conf/`` at the top of a checkout; inside the package when installed from a wheel.
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _CHECKOUT)
+
+
+def read_config(path: Path) -> DictConfig:
+    """Reads the ``config.yaml`` of a run folder: plain values, no tag that would make an object.
+
+    Raises:
+        ValueError: it is no such file; the message names it.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as the config of a run ({reason}): nothing in it is used") from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is not the config of a run: it holds a list")
+    return config
 
 
 def instantiate(config: Any, **arguments: Any) -> Any:
@@ -58,6 +81,11 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
     import hydra
 
     sys.argv[1:] = quote_paths(sys.argv[1:])
+    # Models and data sets have readers of their own, and torchvision's runs whatever a file of weights asks for.
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    # Where hydra-submitit-launcher is installed, its launcher of this name becomes the schema of ours, which fits.
+    warnings.filterwarnings("ignore", message="(?s).*submitit_slurm' is validated against ConfigStore schema")
     if {"--help", "-h", "--hydra-help"}.intersection(sys.argv[1:]):
         from hydra.core.config_store import ConfigStore
 
@@ -73,7 +101,7 @@ def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return task(*args, **kwargs)
-        except (ValueError, FileNotFoundError, PermissionError, OmegaConfBaseException) as error:
+        except USER_ERRORS as error:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 

@@ -6,8 +6,10 @@ import json
 import logging
 import shutil
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.cli.config import read_config
 from bsq_lightning.cli.settled import differences, float_part
 from bsq_lightning.files import write_whole
 from bsq_lightning.run_folder import RunFolder
@@ -20,7 +22,7 @@ def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
 
     Raises:
         FileNotFoundError: that folder is no run folder, or has no finished float stage.
-        ValueError: its float stage depends on other settings; lists them.
+        ValueError: its float stage depends on other settings; lists them. Or its checkpoint cannot be read.
     """
     if not cfg.float_stage or folder.last.exists():
         return
@@ -28,11 +30,12 @@ def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
     trained = source.checkpoints / "float.ckpt"
     if not trained.is_file() or "float" not in source.results():
         raise FileNotFoundError(f"{source.path} has no finished float stage to share: finish it, or drop float_stage")
-    here, there = float_part(cfg), float_part(OmegaConf.load(source.config))
+    here, there = float_part(cfg), float_part(read_config(source.config))
     if here != there:
         raise ValueError(
             f"the float stage of {source.path} is another one, it differs in: {'; '.join(differences(here, there))}"
         )
+    load_checkpoint(trained)  # before it is copied: a bad file stays where it is, under its own name
     with open(source.path / "metrics.csv", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = [row for row in reader if row["stage"] == "float"]

@@ -4,15 +4,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bsq_lightning.cli.build import check_constructors, planned_stages
-from bsq_lightning.cli.config import CONF_DIR
+from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
 from bsq_lightning.cli.status import print_status
@@ -21,10 +22,55 @@ from bsq_lightning.run_folder import RunFolder, SweepFolder
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point of a multirun, composed and checked.
+
+    Args:
+        cfg: its settled config.
+        folder: its run folder.
+        overrides: what was asked for.
+        launcher: its ``hydra.launcher``, resolved: what the point says of devices is what a cluster is asked for.
+    """
+
+    cfg: DictConfig
+    folder: RunFolder
+    overrides: list[str]
+    launcher: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to train of a multirun.
+
+    Args:
+        sweep: its folder.
+        points: all its points, in the order that was asked for.
+        commands: the command of each point to train, by run folder, in that order.
+        floats: the command of each float stage to train first, for several points.
+        uses: the shared float stage of a point, by run folder, trained already or one of ``floats``.
+    """
+
+    sweep: SweepFolder
+    points: list[Point]
+    commands: dict[Path, list[str]]
+    floats: dict[Path, list[str]]
+    uses: dict[Path, Path]
+
+    def __str__(self) -> str:
+        shared = f"{len(set(self.uses.values()))} float stages shared by {len(self.uses)} points"
+        return f"{len(self.points)} points, {len(self.commands)} to run; {shared}; folder {self.sweep.path}"
+
+
 def launch_points(
-    config: DictConfig, loader: Any, jobs: Sequence[Sequence[str]], first: int, slots: Slots
-) -> list[tuple[DictConfig, RunFolder]]:
-    """Runs the points of a multirun that are not done yet; returns each one's config and folder.
+    config: DictConfig,
+    loader: Any,
+    jobs: Sequence[Sequence[str]],
+    first: int,
+    train: Callable[[Plan], None],
+    elsewhere: bool = False,
+) -> list[Point]:
+    """Trains the points of a multirun that are not done yet; returns all of them.
 
     Every point is composed and its constructors run before the first one trains. Runs that differ only after their
     float stage train it once, in ``SWEEP/float/``.
@@ -34,79 +80,75 @@ def launch_points(
         loader: Hydra's config loader.
         jobs: overrides of each point.
         first: number of the first point.
-        slots: how many points at a time, and with what.
+        train: what carries out the plan, here or on a cluster.
+        elsewhere: whether it trains on other hosts: a login node lacks the accelerator of the others.
 
     Raises:
         ValueError: a point cannot be composed or built, or its folder holds another run; nothing was trained.
     """
     sweep = SweepFolder(Path(str(config.hydra.sweep.dir)).absolute())
     composed = [_compose(config, loader, jobs, i, first, sweep) for i in range(len(jobs))]
-    folders = [folder for _, folder in composed]
-    if len({folder.path for folder in folders}) < len(folders):
+    if len({point.folder.path for point in composed}) < len(composed):
         raise ValueError("two points of the sweep have one folder: hydra.sweep.subdir must tell them apart")
     seen: dict[str, Any] = {}
-    points: list[tuple[DictConfig, RunFolder]] = []
-    for (cfg, folder), job in zip(composed, jobs, strict=True):
+    points: list[Point] = []
+    for point in composed:
         try:
-            check_constructors(cfg, seen)
-            kept = OmegaConf.load(folder.config) if folder.config.exists() else None
-            settled = settled_config(cfg, kept)
+            here = {"accelerator": "auto"} if elsewhere and point.cfg.trainer.accelerator != "cpu" else {}
+            check_constructors(cast(DictConfig, OmegaConf.merge(point.cfg, {"trainer": here})), seen)
+            kept = read_config(point.folder.config) if point.folder.config.exists() else None
+            settled = settled_config(point.cfg, kept)
             if kept is not None:
-                check_same(settled, kept, folder)
+                check_same(settled, kept, point.folder)
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"point {' '.join(job)}: {error}. No point was started.") from error
-        points.append((settled, folder))
-    sweep.add_points({str(f.path.relative_to(sweep.path)): list(job) for f, job in zip(folders, jobs, strict=True)})
-    _train(points, jobs, sweep, slots, hydra_arguments(config.hydra))
+            raise ValueError(f"point {' '.join(point.overrides)}: {error}. No point was started.") from error
+        points.append(replace(point, cfg=settled))
+    sweep.add_points({str(p.folder.path.relative_to(sweep.path)): p.overrides for p in points})
+    train(_plan(points, sweep, hydra_arguments(config.hydra)))
     print_status(sweep)
     return points
 
 
-def _train(
-    points: list[tuple[DictConfig, RunFolder]],
-    jobs: Sequence[Sequence[str]],
-    sweep: SweepFolder,
-    slots: Slots,
-    arguments: list[str],
-) -> None:
-    elsewhere = [folder.path.name for _, folder in points if folder.state == "running"]
-    todo = [(c, f, j) for (c, f), j in zip(points, jobs, strict=True) if f.state not in ("done", "running")]
-    shared: dict[Path, list[tuple[RunFolder, list[str]]]] = {}
-    commands: dict[Path, list[str]] = {}
-    for cfg, folder, job in todo:
-        stages = planned_stages(cfg)
-        if stages[0] == "float" and len(stages) > 1 and not cfg.float_stage and not folder.last.exists():
-            shared.setdefault(_float_folder(cfg, sweep), []).append((folder, list(job)))
-        else:
-            commands[folder.path] = train_command(folder.path, job, arguments)
+def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan:
+    shared: dict[Path, list[Point]] = {}
+    todo = [point for point in points if point.folder.state not in ("done", "running")]
+    for point in todo:
+        stages = planned_stages(point.cfg)
+        own = stages[0] != "float" or len(stages) == 1 or point.cfg.float_stage or point.folder.last.exists()
+        if not own:
+            shared.setdefault(_float_folder(point.cfg, sweep), []).append(point)
+    shared = {path: users for path, users in shared.items() if len(users) > 1 or path.exists()}
+    uses = {point.folder.path: path for path, users in shared.items() for point in users}
+    commands = {}
+    for point in todo:
+        taken = [f"float_stage='{uses[point.folder.path]}'"] if point.folder.path in uses else []
+        commands[point.folder.path] = train_command(point.folder.path, [*point.overrides, *taken], arguments)
     floats = {
-        path: float_command(path, users[0][1], arguments)
+        path: float_command(path, users[0].overrides, arguments)
         for path, users in shared.items()
-        if len(users) > 1 or path.exists()
+        if "float" not in RunFolder(path).results()
     }
-    for name in elsewhere:
-        log.warning("%s is being trained by another process and left to it", name)
-    log.info(
-        "%d points, %d to run, %d at a time with %s threads each; %d float stages shared by %d points; folder %s",
-        len(points), len(todo), slots.count, slots.environment(0)["OMP_NUM_THREADS"], len(floats),
-        sum(len(shared[path]) for path in floats), sweep.path,
-    )  # fmt: skip
-    unfinished = {path: command for path, command in floats.items() if "float" not in RunFolder(path).results()}
-    trained = run_points(unfinished, slots, sweep.path.name)
-    for path, users in shared.items():
-        for folder, job in users:
-            if not trained.get(path, True):
-                folder.record_error(f"its float stage failed, see {path / 'error.json'}")
-                continue
-            own = [f"float_stage='{path}'"] if path in floats else []
-            commands[folder.path] = train_command(folder.path, [*job, *own], arguments)
-    # In the order that was asked for, whatever shares what.
-    run_points({f.path: commands[f.path] for _, f in points if f.path in commands}, slots, sweep.path.name)
+    return Plan(sweep, points, commands, floats, uses)
+
+
+def train_here(plan: Plan, slots: Slots) -> None:
+    """Trains on this machine, each point in a process of its own."""
+    for point in plan.points:
+        if point.folder.state == "running":
+            log.warning("%s is being trained by another process and left to it", point.folder.path.name)
+    log.info("%s; %d at a time, %s threads each", plan, slots.count, slots.environment(0)["OMP_NUM_THREADS"])
+    trained = run_points(plan.floats, slots, plan.sweep.path.name)
+    commands = dict(plan.commands)
+    for path, float_folder in plan.uses.items():
+        if not trained.get(float_folder, True):
+            RunFolder(path).record_error(f"its float stage failed, see {float_folder / 'error.json'}")
+            del commands[path]
+    run_points(commands, slots, plan.sweep.path.name)
 
 
 def _compose(
     config: DictConfig, loader: Any, jobs: Sequence[Sequence[str]], i: int, first: int, sweep: SweepFolder
-) -> tuple[DictConfig, RunFolder]:
+) -> Point:
     # What all points have in common is left out of the names of their folders.
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     keys = ",".join(f"'{override.partition('=')[0].lstrip('+~')}'" for override in sorted(common))
@@ -116,9 +158,19 @@ def _compose(
     with open_dict(cfg):
         cfg.hydra.job.num = first + i
         cfg.hydra.job.id = str(first + i)
-        folder = RunFolder(sweep.path / str(cfg.hydra.sweep.subdir))
+        name = str(cfg.hydra.sweep.subdir)
+        if max(len(part.encode()) for part in name.split("/")) > 255:
+            raise ValueError(f"no folder can have the name {name!r}: give a shorter one, hydra.sweep.subdir=NAME")
+        folder = RunFolder(sweep.path / name)
+        launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
         del cfg["hydra"]
-    return cfg, folder
+    return Point(cfg, folder, list(jobs[i]), launcher)
+
+
+def slots_of(number: int | None, threads: int | None, devices: Any) -> Slots:
+    """The slots of this machine for points that each train on ``trainer.devices``."""
+    gpus = visible_gpus()
+    return Slots(number, threads, gpus, devices if isinstance(devices, int) and devices > 0 else max(1, len(gpus)))
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+_STOPPED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class Slots:
     """How the machine is shared by the points that run at the same time.
 
     Args:
-        number: points at a time; None takes one for each GPU, or one.
-        threads: CPU threads of each; None shares the cores.
+        number: points at a time; None takes as many as the GPUs suffice for, or one.
+        threads: CPU threads of each process; None shares the cores.
         gpus: ids of the GPUs, dealt out in turn; none on a machine without.
+        devices: processes of a point that trains on several devices.
 
     Raises:
         ValueError: a number below 1.
@@ -31,6 +33,7 @@ class Slots:
     number: int | None = None
     threads: int | None = None
     gpus: tuple[str, ...] = ()
+    devices: int = 1
 
     def __post_init__(self) -> None:
         if any(value is not None and value < 1 for value in (self.number, self.threads)):
@@ -38,12 +41,12 @@ class Slots:
 
     @property
     def count(self) -> int:
-        return self.number or max(1, len(self.gpus))
+        return self.number or max(1, len(self.gpus) // self.devices)
 
     def environment(self, slot: int) -> dict[str, str]:
         """What the process in a slot gets: its threads and its GPUs."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = self.threads or max(1, cores // self.count)
+        threads = self.threads or max(1, cores // self.count // self.devices)
         mine = self.gpus[slot % len(self.gpus) :: self.count] if self.gpus else ()
         return {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {})
 
@@ -148,6 +151,10 @@ def _report(process: _Process) -> bool:
             accuracy = f", test accuracy {100 * folder.summary()['accuracy']['final']['test/acc']:.2f} %"
         log.info("%s ends after %.0f s%s%s", name, seconds, bits, accuracy)
         return True
+    if code in _STOPPED:
+        log.warning("%s was stopped by %s after %.0f s and has saved: the same command goes on", name,
+                    _STOPPED[code], seconds)  # fmt: skip
+        return False
     if folder.error() is None:
         ending = (folder.path / "output.log").read_text(errors="replace").strip().splitlines()[-3:]
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -3,7 +3,7 @@
 import copy
 import resource
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from bsq_lightning.callbacks import load_checkpoint
 from bsq_lightning.cli.build import (
@@ -18,15 +19,20 @@ from bsq_lightning.cli.build import (
     build_datamodule,
     build_module,
     build_trainer,
+    device_count,
     load_state,
     planned_stages,
 )
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.cli.loggers import build_loggers
+from bsq_lightning.cli.memory import stage_memory
 from bsq_lightning.cli.stages import first_network, next_network
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import QuantModule
+from bsq_lightning.ops.ranks import alone, world_size
 from bsq_lightning.run_folder import RunFolder
+
+SMALL_IMAGE, TRIAL_IMAGES = 64, 8  # a whole batch of larger images would take minutes on a CPU
 
 
 def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
@@ -42,6 +48,9 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
     datamodule = build_datamodule(cfg)
     done = load_checkpoint(folder.last) if folder.last.exists() else None
     rows: list[tuple[str, str]] = [(key, str(value)) for key, value in datamodule.describe().items()]
+    steps_per_epoch = -(-datamodule.train_size // (datamodule.batch_size * world_size()))
+    if world_size() > 1:
+        rows.append(("devices", f"{world_size()}, {datamodule.batch_size * world_size()} images a step"))
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         first = done["stage"] if done else stages[0]
@@ -53,59 +62,96 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
             if stage != first:
                 network = next_network(cfg, copy.deepcopy(network), stage, datamodule, None)
             module = build_module(cfg, network, stage, datamodule.num_classes)
-            seconds = _seconds_per_step(module, datamodule)
-            steps = len(datamodule.train_dataloader()) * cfg.stages[stage].epochs
-            total += seconds * steps
-            each = f"{1000 * seconds:.0f} ms each, about {_span(seconds * steps)}"
+            with alone():
+                trial = _try_step(module, datamodule)
+                held = stage_memory(
+                    trial.module,
+                    trial.optimizer,
+                    datamodule.batch_size,
+                    datamodule.image_size,
+                    str(cfg.trainer.precision),
+                    several_devices=_has_buckets(cfg),
+                )
+            steps = steps_per_epoch * cfg.stages[stage].epochs
+            total += trial.seconds * steps
+            each = f"{1000 * trial.seconds:.0f} ms each, about {_span(trial.seconds * steps)}"
+            if trial.images < min(datamodule.batch_size, datamodule.train_size):
+                each += f" (scaled up from {trial.images} images)"
             rows.append((f"stage {stage}", f"{cfg.stages[stage].epochs} epochs, {steps} steps, {each}"))
+            rows.append(("  memory per device", str(held)))
             rows.extend(_layers(module) if stage != "float" else [])
+            del trial
     if cfg.reg and "bits" not in stages:
         rows.append(("regularizer", "not used: there is no stage with bit planes"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rows.append(("memory", f"{peak:.0f} MB was the peak of this process, one step of each stage on the CPU included"))
+    rows.append(
+        ("memory here", f"{peak:.0f} MB was the peak of this check, one step of each stage on the CPU included")
+    )
     rows.append(("training in all", f"about {_span(total)} on the CPU of this machine"))
     rows.append(("run folder", f"{folder.path} (writable)"))
     table = Table(title="preflight", show_header=False, title_justify="left")
     for key, value in rows:
         table.add_row(key, value)
+    if not folder.writer:
+        return datamodule
     # Without a terminal rich assumes 80 columns and folds the folder's name in the middle.
     Console(width=None if Console().is_terminal else 120).print(table)
     return datamodule
 
 
-def _seconds_per_step(module: QuantModule, datamodule: ImageDataModule) -> float:
-    """Time of one real step on a copy, after one to warm up; on the CPU, in float32."""
+class Trial(NamedTuple):
+    """One real step on a copy of a module: how long it takes for a whole batch, and what it leaves."""
+
+    seconds: float
+    images: int
+    module: QuantModule
+    optimizer: Optimizer
+
+
+def _try_step(module: QuantModule, datamodule: ImageDataModule) -> Trial:
+    """Times one real step on a copy, after one to warm up; on the CPU, in float32.
+
+    Of large images only a few are taken, and the time of forward and backward is scaled to the batch.
+    """
     module = copy.deepcopy(module).train()
     optimizer: Any = module.configure_optimizers()
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
-    images, labels = next(iter(datamodule.train_dataloader()))
-    started = 0.0
+    batch = min(datamodule.batch_size, datamodule.train_size)
+    few = batch if datamodule.image_size <= SMALL_IMAGE else min(batch, TRIAL_IMAGES)
+    images, labels = datamodule.trial_batch(few)
+    started = computed = 0.0
     for _ in range(2):
         started = time.monotonic()
         output = module(images)
-        logits: Tensor = output if isinstance(output, Tensor) else output.logits
-        if logits.shape[-1] != datamodule.num_classes:
+        logits: list[Tensor] = [output] if isinstance(output, Tensor) else [o for o in output if o is not None]
+        if logits[0].shape[-1] != datamodule.num_classes:
             raise ValueError(
-                f"the model has {logits.shape[-1]} outputs, but the data has {datamodule.num_classes} classes: they "
+                f"the model has {logits[0].shape[-1]} outputs, but the data has {datamodule.num_classes} classes: they "
                 "must agree (the model's num_classes follows the data unless it or a torchvision weights name is given)"
             )
         optimizer.zero_grad()
-        F.cross_entropy(logits, labels).backward()
+        torch.stack([F.cross_entropy(each, labels) for each in logits]).sum().backward()
+        computed = time.monotonic()
         optimizer.step()
-    return time.monotonic() - started
+    seconds = (computed - started) * batch / len(labels) + time.monotonic() - computed
+    return Trial(seconds, len(labels), module, optimizer)
+
+
+def _has_buckets(cfg: DictConfig) -> bool:
+    """Whether DDP will have buckets of its own beside the gradients."""
+    strategy = cfg.trainer.get("strategy")
+    shared = isinstance(strategy, DictConfig) and strategy.get("gradient_as_bucket_view", False)
+    return device_count(cfg) > 1 and not shared
 
 
 def _layers(module: QuantModule) -> list[tuple[str, str]]:
     network = module.network
     scheme = network.scheme()
-    latents = sum(latent.numel() * latent.element_size() for _, _, q in network.quantizers() for latent in q.latents())
-    weights = sum(parameter.numel() * 4 for _, parameter, _ in network.quantizers())
     rows = [
         (
             "  quantized",
             f"{len(scheme.layers)} tensors, {scheme.size:,} weights, {scheme.mean_precision:.2f} bits each, "
-            f"{scheme.compression('paper'):.2f} x; latents and momentum {2 * latents / 1e6:.1f} MB beside "
-            f"{2 * weights / 1e6:.1f} MB of weights and gradients",
+            f"{scheme.compression('paper'):.2f} x",
         )
     ]
     if network.act_precision:

@@ -4,13 +4,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bsq_lightning.cli.config import CONF_DIR
+from bsq_lightning.cli.config import CONF_DIR, read_config
+from bsq_lightning.cli.ranks import one_run_folder
 from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
     "data.root", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.enable_progress_bar", "logger", "preflight", "until", "hydra.verbose",
+    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "hydra.verbose",
 )  # fmt: skip
+NAME = "resumed_run"
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -18,21 +20,27 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: not a run folder.
-        ValueError: arguments that would make it another run; lists them with what the folder has.
+        ValueError: arguments that would make it another run; lists them with what the folder has. Or a config that
+            would configure Hydra itself.
     """
     resumed = [argument for argument in arguments if argument.startswith("resume=")]
     if not resumed:
         return arguments
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     folder = RunFolder.existing(resumed[-1].removeprefix("resume="))
-    config = OmegaConf.load(folder.config)
+    config = read_config(folder.config)
+    # They would act before anything is compared: callbacks, environment variables, files of configs.
+    foreign = [key for key in ("hydra", "defaults") if key in config]
+    if foreign:
+        raise ValueError(f"{folder.config} was not written by a run: take {' and '.join(foreign)} out of it")
     overrides, refused = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key == "resume":
             continue
-        if not equals or not (key in ALLOWED or key.startswith("logger.")):
+        if not equals or not (key in ALLOWED or key.startswith(("logger.", "trainer.strategy."))):
             has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None
             refused.append(f"{argument} (the folder has {has})" if has is not None else argument)
         overrides += _exchange_logger(value, config) if key == "logger" else [argument]
@@ -41,9 +49,11 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             f"a resumed run keeps its config, only paths, devices and loggers may change; refused: "
             f"{'; '.join(refused)}. Start a new run instead."
         )
+    # Stored instead of given as a path: files beside it would replace those of conf/ with the same name.
+    ConfigStore.instance().store(NAME, config)
     path = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
     return [
-        "--config-path", str(folder.config.parent), "--config-name", "config", "--config-dir", CONF_DIR,
+        "--config-name", NAME,
         f"hydra.run.dir='{path}'", "hydra.output_subdir=null", "hydra/job_logging=plain", *overrides,
     ]  # fmt: skip
 
@@ -59,8 +69,8 @@ def _exchange_logger(value: str, config: Any) -> list[str]:
 
 
 def rewrite_command_line() -> None:
-    """Applies ``resume_arguments`` to this process; a mistake ends it with one message."""
+    """Applies ``resume=`` and, under torchrun or srun, the common run folder; a mistake ends it with one message."""
     try:
-        sys.argv[1:] = resume_arguments(sys.argv[1:])
+        sys.argv[1:] = one_run_folder(resume_arguments(sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

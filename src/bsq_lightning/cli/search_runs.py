@@ -18,8 +18,8 @@ from bsq_lightning.cli.build import (
     instantiate,
     planned_stages,
 )  # fmt: skip
-from bsq_lightning.cli.launch import hydra_arguments, visible_gpus
-from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
+from bsq_lightning.cli.launch import hydra_arguments, slots_of
+from bsq_lightning.cli.points import float_command, run_points, train_command
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class SearchRuns:
             raise ValueError("until belongs to the search itself: leave it out")
         check_constructors(self.cfg, {})
         self.shares_float = stages[0] == "float" and not cfg.float_stage
-        self.slots = Slots(hydra.launcher.get("slots"), hydra.launcher.get("threads"), visible_gpus())
+        self.slots = slots_of(hydra.launcher.get("slots"), hydra.launcher.get("threads"), cfg.trainer.devices)
         own = ("target.", "search.", "reg.alpha=", "hydra.")
         self.overrides = [o for o in hydra.overrides.task if not o.lstrip("+").startswith(own)]
         self.arguments = hydra_arguments(hydra, "train" if hydra.job.config_name == "search" else None)

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from bsq_lightning.cli.config import read_config
 from bsq_lightning.files import write_whole
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
@@ -12,7 +13,8 @@ from bsq_lightning.scheme import Scheme
 #: What may change between two starts of one run: paths, devices and loggers. Everything else is what the run is.
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
+    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
+    "callbacks.preemption", "callbacks.rank_agreement",
 )  # fmt: skip
 #: What the float stage does not depend on; runs that agree in all else can share one.
 AFTER_FLOAT = (
@@ -27,11 +29,11 @@ def settle(cfg: DictConfig, folder: RunFolder) -> DictConfig:
     Raises:
         ValueError: a run with another config was started in this folder; lists the differences.
     """
-    kept = OmegaConf.load(folder.config) if folder.config.exists() else None
+    kept = read_config(folder.config) if folder.config.exists() else None
     settled = settled_config(cfg, kept)
     if kept is not None:
         check_same(settled, kept, folder)
-    elif cfg.preflight != "only":
+    elif cfg.preflight != "only" and folder.writer:
         # Where this start stops is not what the run is: a later start goes on.
         write_whole(folder.config, OmegaConf.to_yaml(OmegaConf.merge(settled, {"until": None})))
     return settled

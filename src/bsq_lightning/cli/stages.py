@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import shutil
 import time
 from typing import Any
 
@@ -31,6 +30,7 @@ from bsq_lightning.data import ImageDataModule
 from bsq_lightning.models import load_float_weights
 from bsq_lightning.module import STAGES, QuantModule
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.ops.ranks import barrier, world_size
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
 
@@ -97,23 +97,31 @@ def _run_stage(
     network.count_macs_(datamodule.image_size)
     module = build_module(cfg, network, stage, datamodule.num_classes)
     mirrors.begin_stage(stage)
-    if done is not None and done["epoch"] + 1 >= epochs:
+    if done is not None and done["epoch"] + 1 >= epochs and "within_epoch" not in done:
         load_state(module, done, folder.last)
     else:
         trainer = build_trainer(
             cfg, max_epochs=epochs, callbacks=build_callbacks(cfg, folder.path), logger=mirrors.loggers or False
         )
-        start = "continues" if done is not None else "starts"
-        log.info("stage %s %s at epoch %d of %d", stage, start, done["epoch"] + 2 if done else 1, epochs)
+        log.info("stage %s %s of %d", stage, _where(done), epochs)
         trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
     if stage not in folder.results():
         result = _measure(cfg, module, datamodule)
         folder.add_result(stage, result)
         mirrors.log_result(stage, result)
     if stage != STAGES[-1]:
-        shutil.copy2(folder.last, folder.checkpoints / f".{stage}.tmp")
-        (folder.checkpoints / f".{stage}.tmp").replace(folder.checkpoints / f"{stage}.ckpt")
+        folder.keep_checkpoint(stage)
+        barrier()  # another rank may need it for the next stage
     return network
+
+
+def _where(done: dict[str, Any] | None) -> str:
+    """Where a stage starts, in words."""
+    if done is None:
+        return "starts at epoch 1"
+    if "within_epoch" in done:
+        return f"continues after batch {done['within_epoch']['batches']} of epoch {done['epoch'] + 1}"
+    return f"continues at epoch {done['epoch'] + 2}"
 
 
 def _measure(cfg: DictConfig, module: QuantModule, datamodule: ImageDataModule) -> dict[str, Any]:
@@ -187,6 +195,7 @@ def summarize(
         "seed": cfg.seed,
         "arithmetic": {"train": str(cfg.trainer.precision), "test": test_arithmetic(cfg)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "devices": world_size(),
         "threads": torch.get_num_threads(),
         "versions": {
             "bsq_lightning": __version__,

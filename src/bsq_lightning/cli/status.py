@@ -1,6 +1,7 @@
 """The table of a sweep's points, from the folders alone."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,7 @@ def point_states(sweep: SweepFolder) -> dict[str, str]:
 def print_status(sweep: SweepFolder) -> bool:
     """Prints the table and the counts; whether all points are done."""
     states = point_states(sweep)
-    table = Table(title=str(sweep.path), title_justify="left")
+    table = Table(title=escape(str(sweep.path)), title_justify="left")
     for column in ("point", "state", "at", "bits", "compression", "accuracy, %"):
         table.add_column(column, justify="left" if column in ("point", "state", "at") else "right", overflow="fold")
     errors = []

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bsq_lightning.cli.bracket import Trial
 from bsq_lightning.cli.budget import Target
@@ -37,7 +38,7 @@ def print_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
             shown = [f"{100 * row[key]:.2f}" if key in row else "-" for key in ("val/acc", "test/acc")]
             table.add_row(name.replace("_", " "), *shown)
     console.print(table)
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
 
 
 def print_search(trials: list[Trial], target: Target, winner: Trial) -> None:
@@ -48,5 +49,5 @@ def print_search(trials: list[Trial], target: Target, winner: Trial) -> None:
     for trial in sorted(trials, key=lambda trial: trial.alpha):
         where = "chosen" if trial is winner else "inside" if trial.size <= target.value else "too large"
         ended = trial.failed or trial.stopped or "bits stage complete"
-        table.add_row(f"{trial.alpha:g}", f"{trial.size:.4g}", "failed" if trial.failed else where, ended)
+        table.add_row(f"{trial.alpha:g}", f"{trial.size:.4g}", "failed" if trial.failed else where, Text(ended))
     Console(width=None if Console().is_terminal else 120).print(table)

@@ -107,7 +107,10 @@ def _spread(name: str, spread: Spread | None) -> dict[str, float | None]:
 
 
 def _text(lines: Iterable[dict[str, Any]]) -> str:
-    table = list(lines)
+    # A spreadsheet would run a text like =1+1, and names come from folders.
+    table = [
+        {k: f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@") else v for k, v in line.items()} for line in lines
+    ]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for line in table for key in line)), lineterminator="\n")
     writer.writeheader()

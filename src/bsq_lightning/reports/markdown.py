@@ -1,6 +1,7 @@
 """The report as Markdown, with the figures beside it."""
 
 import re
+import shlex
 
 from bsq_lightning.reports import words
 from bsq_lightning.reports.collection import Collection
@@ -13,7 +14,7 @@ from bsq_lightning.reports.table import Row
 def markdown(collection: Collection, figures: dict[tuple[str, str], list[str]]) -> str:
     """The whole text; ``figures`` are the image files of each group."""
     parts = [f"# {_plain(words.title(collection))}", ""]
-    parts += [f"{words.counted(collection.counts)}. {words.finished(collection).capitalize()}".strip(), ""]
+    parts += [f"{words.counted(collection.counts)}. {_plain(words.finished(collection).capitalize())}".strip(), ""]
     for key, table in collection.tables.items():
         runs = collection.groups[key]
         parts += [f"## {_plain(key[0])} on {_plain(key[1])}", ""]
@@ -56,17 +57,23 @@ def _trouble(collection: Collection) -> list[str]:
         if run.state == "failed":
             error = run.error or {}
             told = _plain(f"{error.get('type')}: {error.get('message')}")
-            parts.append(
-                f"- **{_plain(run.name)}** failed: {told}. Continue: `python -m bsq_lightning.train resume={run.path}`"
-            )
+            command = _code(f"python -m bsq_lightning.train resume={shlex.quote(str(run.path))}")
+            parts.append(f"- **{_plain(run.name)}** failed: {told}. Continue: {command}")
         elif run.state != "done":
             epochs = words.plural(len(run.metrics.get("stage", [])), "epoch")
             parts.append(f"- **{_plain(run.name)}** is {run.state}, {epochs} recorded")
         if run.problems or run.warnings:
             parts.append(f"- **{_plain(run.name)}**: {_plain('; '.join([*run.problems, *run.warnings]))}")
     parts += [f"- **{_plain(each.name)}** is missing: asked for, no run folder" for each in collection.missing]
-    parts += [f"- `{each.path}` could not be read: {_plain(each.reason)}" for each in collection.unread]
+    parts += [f"- {_code(str(each.path))} could not be read: {_plain(each.reason)}" for each in collection.unread]
     return ["## What failed, is missing, or is worth a look", "", *parts] if parts else []
+
+
+def _code(text: str) -> str:
+    """Text as code, within more backticks than it has in a row itself."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
 
 
 def _plain(text: str) -> str:

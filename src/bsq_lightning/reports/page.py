@@ -1,6 +1,7 @@
 """The page: one HTML file with its figures' data, its style and the plotting library inside; it fetches nothing."""
 
 import json
+import shlex
 import time
 from html import escape
 from importlib.resources import files
@@ -74,7 +75,7 @@ def _header(collection: Collection, downloads: list[str]) -> str:
     when = words.finished(collection)
     return (
         f"<h1>{escape(words.title(collection))}</h1><p class=chips>{chips}{link}</p>"
-        f"<p class=quiet>{folders}{', ' + when if when else ''}</p><nav class=files>{files_}</nav>"
+        f"<p class=quiet>{folders}{escape(', ' + when if when else '')}</p><nav class=files>{files_}</nav>"
     )
 
 
@@ -252,4 +253,4 @@ def _stopped(run: Run, places: dict[int, int]) -> str:
 def _continue(run: Run) -> str:
     if not (run.path / "config.yaml").exists():
         return "<span class=quiet>It has no config.yaml, so it cannot be resumed: start it again.</span>"
-    return f"<code>python -m bsq_lightning.train resume={escape(str(run.path))}</code>"
+    return f"<code>python -m bsq_lightning.train resume={escape(shlex.quote(str(run.path)))}</code>"

@@ -2,16 +2,16 @@
 
 import csv
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bsq_lightning.reports.settings import Setting, read_setting
+from bsq_lightning.reports.settings import Setting, is_number, read_setting
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import LayerScheme, Scheme
 
 COUNTINGS = ("paper", "signed", "model")
+MAX_BITS = 16
 CURVES = ("train/loss", "val/loss", "train/penalty", "train/acc", "val/acc", "mean_precision")
 
 
@@ -77,7 +77,7 @@ class Run:
     def sizes(self) -> dict[str, dict[str, Any]]:
         """Bits and compression in the three countings, from the summary or the newest scheme; empty if unknown."""
         written = self.summary.get("sizes")
-        if isinstance(written, dict) and all(isinstance(written.get(counting), dict) for counting in COUNTINGS):
+        if isinstance(written, dict) and all(_is_size(written.get(counting)) for counting in COUNTINGS):
             return written
         return self.scheme.sizes() if self.scheme else {}
 
@@ -85,7 +85,7 @@ class Run:
     def mean_precision(self) -> float | None:
         """Mean bits of magnitude over the quantized weights."""
         written = self.summary.get("mean_precision")
-        if isinstance(written, (int, float)):
+        if is_number(written):
             return float(written)
         return self.scheme.mean_precision if self.scheme else None
 
@@ -93,7 +93,9 @@ class Run:
     def seconds(self) -> float | None:
         """Seconds of all epochs of a finished run."""
         written = self.summary.get("seconds")
-        return sum(written.values()) if isinstance(written, dict) and written else None
+        if not isinstance(written, dict) or not all(map(is_number, written.values())):
+            return None
+        return sum(written.values()) or None
 
     @property
     def warnings(self) -> list[str]:
@@ -172,6 +174,8 @@ def _read_summary(run: Run) -> None:
     if run.test_accuracy is None:
         run.state = "unfinished"
         run.problems.append("summary.json has no final test accuracy")
+    if run.summary.get("sizes") and run.sizes is not run.summary["sizes"]:
+        run.problems.append("summary.json: its sizes are not numbers of bits, so those of scheme.json are taken")
 
 
 def _read_metrics(run: Run) -> None:
@@ -231,7 +235,7 @@ def _read_adjustments(run: Run) -> None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             run.adjustments.append(_adjustment(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             broken += 1
     if broken:
         run.problems.append(f"adjustments.jsonl: {broken} broken {'line' if broken == 1 else 'lines'} left out")
@@ -247,16 +251,30 @@ def _adjustment(row: dict[str, Any]) -> Adjustment:
         bits_before=int(row["bits_before"]),
         bits_after=int(row["bits_after"]),
         largest_relative_change=None if change is None else float(change),
-        before={name: int(layer["from"]) for name, layer in layers.items()},
-        after={name: int(layer["to"]) for name, layer in layers.items()},
+        before={name: _bits(layer["from"]) for name, layer in layers.items()},
+        after={name: _bits(layer["to"]) for name, layer in layers.items()},
         plane_norms={name: [float(norm) for norm in layer.get("plane_norms", [])] for name, layer in layers.items()},
     )
+
+
+def _bits(value: Any) -> int:
+    if not 0 <= int(value) <= MAX_BITS:
+        raise ValueError(f"{value} bits")
+    return int(value)
 
 
 def _at(content: Any, *keys: str) -> float | None:
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
-    return float(content) if isinstance(content, (int, float)) and math.isfinite(content) else None
+    return float(content) if is_number(content) else None
+
+
+def _is_size(size: Any) -> bool:
+    """Whether this is one of the three sizes of a summary; no compression means that no bit is left."""
+    if not isinstance(size, dict) or not is_number(size.get("bits")):
+        return False
+    ratio = size.get("compression")
+    return size["bits"] >= 0 and (ratio is None or is_number(ratio) and ratio > 0)
 
 
 def _few(names: list[str]) -> str:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -66,12 +66,15 @@ def read_setting(path: Path) -> Setting:
         raise FileNotFoundError("it has no config.yaml")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"its config.yaml cannot be read ({' '.join(str(error).split())})") from error
     parts = [config.get(name) for name in ("model", "data", "stages")] if isinstance(config, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts) or "_target_" not in config["model"]:
         raise ValueError("its config.yaml is not that of a run: it lacks model, data or stages")
-    return setting_of(config)
+    try:
+        return setting_of(config)
+    except RecursionError as error:
+        raise ValueError("its config.yaml is nested too deeply") from error
 
 
 def setting_of(config: dict[str, Any]) -> Setting:
@@ -140,7 +143,9 @@ def _rank(key: str) -> int:
 
 def _flatten(part: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(part, dict) and part:
-        return [item for key, value in part.items() for item in _flatten(value, f"{prefix}.{key}" if prefix else key)]
+        return [
+            item for key, value in part.items() for item in _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [(prefix, part if isinstance(part, str) else json.dumps(part, default=str))]
 
 
@@ -174,5 +179,10 @@ def _method(quant: dict[str, Any], config: dict[str, Any]) -> str:
     return "from scheme" if quant.get("scheme") or config.get("scheme") else "uniform"
 
 
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value from a file is a number that can be calculated with: JSON and YAML have no largest one."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 def _number(value: Any, kind: type) -> Any:
-    return kind(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return kind(value) if is_number(value) else None
