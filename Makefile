@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train sweep evaluate report wandb-sync browser test test-slow lint clean
+.PHONY: help install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,8 +52,13 @@ browser: # Chromium for the test of the report's page; without it that test is s
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get update && apt-get install -y --no-install-recommends chromium) >/dev/null 2>&1 || true; fi
 
-test-slow: install browser ## the slow tests
-	$(BIN)/python -m pytest -m slow
+slurm: # a SLURM cluster of this host for its tests; without it they are skipped and say so
+	@if ! command -v sbatch >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge) >/dev/null 2>&1 || true; fi
+	@tests/slurm/cluster.sh start || true
+
+test-slow: install browser ## the slow tests; those against SLURM where `make slurm` has started it
+	$(BIN)/python -m pytest -m 'slow or slurm'
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Hydra finds launchers in this namespace package only; the work is in ``bsq_lightning.cli.launch``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -20,6 +21,9 @@ class ProcessLauncher(Launcher):
         threads: CPU threads of each point; None shares the cores.
     """
 
+    #: Whether the points train on other hosts.
+    elsewhere = False
+
     def __init__(self, slots: int | None = None, threads: int | None = None) -> None:
         self.slots, self.threads = slots, threads
 
@@ -30,22 +34,28 @@ class ProcessLauncher(Launcher):
         """Runs the points; the exit status of the command is 1 if one failed."""
         from hydra.core.utils import configure_log
 
-        from bsq_lightning.cli.launch import launch_points, visible_gpus
-        from bsq_lightning.cli.points import Slots
+        from bsq_lightning.cli.launch import launch_points
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         loader: Any = self.context.config_loader
         try:
-            slots = Slots(self.slots, self.threads, visible_gpus())
-            points = launch_points(self.config, loader, job_overrides, initial_job_idx, slots)
+            train = self.trainer()
+            points = launch_points(self.config, loader, job_overrides, initial_job_idx, train, self.elsewhere)
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"error: {error}") from None
         returns = []
-        for job, (cfg, folder) in zip(job_overrides, points, strict=True):
+        for point in points:
+            folder = point.folder
             value = folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else None
-            done = folder.is_finished or cfg.until in folder.results()
-            result = JobReturn(overrides=list(job), cfg=cfg, working_dir=str(folder.path))
+            done = folder.is_finished or point.cfg.until in folder.results()
+            result = JobReturn(overrides=point.overrides, cfg=point.cfg, working_dir=str(folder.path))
             result.status = JobStatus.COMPLETED if done else JobStatus.FAILED
             result.return_value = value if done else SystemExit(1)
             returns.append(result)
         return returns
+
+    def trainer(self) -> Callable[[Any], None]:
+        """What carries out the plan of the points."""
+        from bsq_lightning.cli.launch import slots_of, train_here
+
+        return partial(train_here, slots=slots_of(self.slots, self.threads, self.config.trainer.devices))
