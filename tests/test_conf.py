@@ -10,6 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torchvision.models import get_model_weights
 
 from bsq_lightning.cli.build import (
     build_callbacks,
@@ -20,6 +21,7 @@ from bsq_lightning.cli.build import (
     planned_stages,
 )
 from bsq_lightning.cli.config import CONF_DIR
+from bsq_lightning.module import evaluating
 
 FILES = sorted(
     (path.parent.name, path.stem)
@@ -87,7 +89,8 @@ def test_every_stage_of_every_method_is_built(quant: str, tmp_path: Path) -> Non
     planned = planned_stages(cfg)
     assert planned == (["float", "finetune"] if quant == "uniform" else ["float", "bits", "finetune"])
     assert [type(c).__name__ for c in build_callbacks(cfg, tmp_path)] == [
-        "PrecisionAdjustment", "RangeCalibration", "RunRecorder", "EpochLine", "ModelCheckpoint",
+        "PrecisionAdjustment", "RankAgreement", "RangeCalibration", "SkippedImages", "RunRecorder", "EpochLine",
+        "Preemption", "ModelCheckpoint",
     ]  # fmt: skip
     for stage in planned:
         network = build_network(cfg, build_net(cfg, num_classes=10), stage)
@@ -128,3 +131,47 @@ def test_every_point_of_every_sweep_composes_and_says_what_it_costs(
             check_settings(cfg)
             assert planned_stages(cfg)
     assert len({tuple(point) for point in points}) == len(points) > 1
+
+
+RECIPES = sorted(path.stem for path in Path(CONF_DIR).glob("experiment/*_imagenet.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_imagenet_recipes_fit_their_weights_and_say_what_to_expect(name: str) -> None:
+    text = (Path(CONF_DIR) / "experiment" / f"{name}.yaml").read_text()
+    for word in (f"experiment={name} ", "# Command:", "# Schedule:", "# Batch:", "# Cost:", "# Memory:", "# Expect:"):
+        assert word in text
+    cfg = composed(f"experiment={name}")
+    check_settings(cfg)
+    assert planned_stages(cfg) == ["bits", "finetune"]
+    weights = get_model_weights(cfg.model["_target_"].rsplit(".", 1)[-1])[cfg.model.weights]
+    asked = weights.transforms()
+    assert (cfg.data.image_size, cfg.data.resize) == (asked.crop_size[0], asked.resize_size[0])
+    assert f"({weights.meta['_metrics']['ImageNet-1K']['acc@1']:.2f} %" in text
+    assert cfg.data.batch_size * 8 == 256
+    for stage in ("bits", "finetune"):
+        settings = cfg.stages[stage]
+        assert max(settings.scheduler.get("milestones", [0])) < settings.epochs
+    assert cfg.stages.bits.epochs % cfg.stages.bits.adjust_every_n_epochs == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_imagenet_recipes_train_a_step(name: str) -> None:
+    cfg = composed(f"experiment={name}", "model.weights=null")
+    network = build_network(cfg, build_net(cfg, num_classes=1000), "bits")
+    module = build_module(cfg, network, "bits", 1000)
+    optimizer = module.configure_optimizers()["optimizer"]
+    output = module(torch.randn(2, 3, cfg.data.image_size, cfg.data.image_size))
+    if "inception" in name:
+        assert output.aux_logits.shape == (2, 1000)
+        output = output.logits + 0.4 * output.aux_logits
+        assert not [layer.name for layer in network.scheme().layers if layer.name.startswith("AuxLogits")]
+        with evaluating(module):
+            assert module(torch.randn(2, 3, 299, 299)).shape == (2, 1000)
+    assert output.shape == (2, 1000)
+    weights = [parameter.detach().clone() for _, parameter, _ in network.quantizers()]
+    torch.nn.functional.cross_entropy(output, torch.tensor([0, 1])).backward()
+    optimizer.step()
+    changed = [not torch.equal(old, new) for old, (_, new, _) in zip(weights, network.quantizers(), strict=True)]
+    assert any(changed) and all(torch.isfinite(parameter).all() for parameter in network.parameters())
