@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bsq_lightning.reports import collect, write_report
+from bsq_lightning.reports.runs import COUNTINGS
 from tests.cli.commands import run
 from tests.reports.folders import write_error, write_many, write_run, write_sweep
 
@@ -115,6 +117,72 @@ def test_names_and_messages_stay_text(troubled: Path) -> None:
     assert any(each["name"] == NASTY for each in page.data["runs"])
     assert NASTY in page.text and "alert(2)" in page.text
     assert "<script>" not in (out / "report.md").read_text().replace("\\<", "")
+
+
+def test_what_a_run_wrote_stays_text(tmp_path: Path) -> None:
+    tag, runs = "<svg onload=a()>", tmp_path / "runs"
+    write_run(runs / "a", layers={f"conv{tag}": 432, "fc": 640}, config={"model": {"_target_": f"x.{tag}", tag: tag}})
+    summary = json.loads((runs / "a" / "summary.json").read_text()) | {"finished": tag, "val": tag}
+    (runs / "a" / "summary.json").write_text(json.dumps(summary))
+    write_run(runs / "b", done=False, config={"data": {"limit_train": tag}})
+    (runs / "b" / "metrics.csv").write_text((runs / "b" / "metrics.csv").read_text().replace("finetune,", f"{tag},"))
+    (runs / "b" / "error.json").write_text(
+        json.dumps(dict.fromkeys(("type", "message", "traceback", "host", "time"), tag))
+    )
+    write_sweep(runs, {tag: [tag]})
+    out, page = report(runs)
+    markdown = (out / "report.md").read_text()
+    assert "svg" not in {name for name, _ in page.elements} and tag in page.text
+    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+    assert r"\<svg" in markdown and tag not in markdown.replace(r"\<", "")
+
+
+def test_commands_to_copy_and_cells_to_open_run_nothing_else(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "=1+1", method="uniform")
+    write_run(runs / "a`<b>` ; touch x", done=False, stop_after=9)
+    write_error(runs / "a`<b>` ; touch x")
+    out, page = report(runs)
+    quoted = f"resume='{runs}/a`<b>` ; touch x'"
+    assert quoted in page.text
+    assert f"`` python -m bsq_lightning.train {quoted} ``" in (out / "report.md").read_text()
+    assert {line["run"] for line in csv.DictReader((out / "runs.csv").open())} == {"'=1+1", "a`<b>` ; touch x"}
+
+
+ODD: dict[str, tuple[str, str | int, object]] = {
+    "compression as text": ("summary.json", "sizes", {name: {"bits": 1, "compression": "x"} for name in COUNTINGS}),
+    "negative compression": ("summary.json", "sizes", {name: {"bits": 1, "compression": -1} for name in COUNTINGS}),
+    "seconds as text": ("summary.json", "seconds", {"bits": "x"}),
+    "huge mean": ("summary.json", "mean_precision", 10**400),
+    "infinite weights": ("scheme.json", "float_parameters", float("inf")),
+    "huge weights": ("scheme.json", "float_parameters", 10**400),
+    "infinite epoch": ("adjustments.jsonl", "epoch", float("inf")),
+    "huge bits": ("adjustments.jsonl", "layers", {"conv1": {"from": 8, "to": 10**400}}),
+    "infinite alpha": ("config.yaml", "reg", {"alpha": float("inf")}),
+    "infinite precision": ("config.yaml", "quant", {"precision": float("inf"), "bits": {}}),
+    "a number as a name": ("config.yaml", 1, 2),
+    "deep JSON": ("summary.json", "more", None),
+    "deep YAML": ("config.yaml", "more", None),
+}
+
+
+@pytest.mark.parametrize(("name", "key", "value"), ODD.values(), ids=ODD.keys())
+def test_no_run_keeps_the_others_from_their_report(name: str, key: str | int, value: object, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "odd", alpha=1e-3)
+    write_many(runs, [5e-3], [1], [2, 4])
+    path = runs / "odd" / name
+    if value is None:
+        nested = "[" * 100000 if path.suffix == ".json" else f"{path.read_text()}more: {'[' * 3000}{']' * 3000}\n"
+        path.write_text(nested)
+    elif path.suffix == ".yaml":
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
+    else:
+        *before, last = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        path.write_text("\n".join([*before, json.dumps(json.loads(last) | {key: value})]) + "\n")
+    _, page = report(runs)
+    assert {"alpha=0.005,seed=1", "uniform=2,seed=1"} <= {each["name"] for each in page.data["runs"]}
+    assert "odd" in page.text
 
 
 def test_what_is_wrong_is_said_everywhere(troubled: Path) -> None:
