@@ -1,6 +1,6 @@
 """The optimizer of a quantized network: an ordinary torch optimizer, with latents stepped in place of weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.quantizers import WeightQuantizer
+from bsq_lightning.quantizers import LatentStep, WeightQuantizer
 
 
 class Penalty(Protocol):
@@ -18,8 +18,13 @@ class Penalty(Protocol):
         """The penalty, differentiable in the latents."""
         ...
 
-    def plane_decay(self, quantizers: dict[str, WeightQuantizer]) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The penalty and, by name, the factor ``[n]`` its gradient multiplies each plane with; None: use autograd."""
+    def plane_decay(
+        self, quantizers: dict[str, WeightQuantizer], squares: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The penalty and, by name, the factor ``[n]`` its gradient multiplies each plane with; None: use autograd.
+
+        ``squares`` has the ``plane_squares`` of those tensors whose last step has computed them.
+        """
         ...
 
 
@@ -50,9 +55,10 @@ class LatentOptimizer(Optimizer):
         self.network = network
         self.regularizer = regularizer
         self.penalty: Tensor | None = None
-        self.quantizers = {name: quantizer for name, _, quantizer in network.quantizers()}
+        self._tensors = list(network.quantizers())
+        self.quantizers = {name: quantizer for name, _, quantizer in self._tensors}
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        quantized = {id(parameter) for _, parameter, _ in network.quantizers()}
+        quantized = {id(parameter) for _, parameter, _ in self._tensors}
         inner = [parameter for parameter in trainable if id(parameter) not in quantized]
         for quantizer in self.quantizers.values():
             if not quantizer.steps_itself:
@@ -74,23 +80,28 @@ class LatentOptimizer(Optimizer):
         hyper = {key: value for key, value in self.param_groups[0].items() if key != "params"}
         self.inner.param_groups[0].update(hyper)
         decays, gradients = self._penalty_gradients()
-        for name, parameter, quantizer in self.network.quantizers():
+        own: dict[type[WeightQuantizer], list[LatentStep]] = {}
+        for name, parameter, quantizer in self._tensors:
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             extra = gradients.get(name)
             if quantizer.steps_itself:
-                quantizer.sgd_step_(parameter, grad, self.state[parameter], hyper, decays.get(name), extra)
+                step = LatentStep(quantizer, parameter, grad, self.state[parameter], decays.get(name), extra)
+                own.setdefault(type(quantizer), []).append(step)
                 continue
             latents = quantizer.latents()
             for i, (latent, latent_grad) in enumerate(
                 zip(latents, quantizer.latent_gradients(parameter, grad), strict=True)
             ):
                 latent.grad = latent_grad if extra is None else latent_grad + extra[i]
+        for kind, steps in own.items():
+            kind.sgd_steps_(steps, hyper)
         self.inner.step()
-        for _, parameter, quantizer in self.network.quantizers():
-            quantizer.project_()
-            for latent in quantizer.latents():
-                latent.grad = None
-            parameter.copy_(quantizer.weight())
+        for _, parameter, quantizer in self._tensors:
+            if not quantizer.steps_itself:
+                quantizer.project_()
+                for latent in quantizer.latents():
+                    latent.grad = None
+                parameter.copy_(quantizer.weight())
         self.network.clamp_()
         return loss
 
@@ -98,7 +109,9 @@ class LatentOptimizer(Optimizer):
         """Plane decays where the regularizer has a closed form, else gradients of all latents by autograd."""
         if self.regularizer is None:
             return {}, {}
-        closed = self.regularizer.plane_decay(self.quantizers)
+        states = {name: self.state.get(parameter, {}) for name, parameter, _ in self._tensors}
+        squares = {name: state["squares"] for name, state in states.items() if "squares" in state}
+        closed = self.regularizer.plane_decay(self.quantizers, squares)
         if closed is not None:
             self.penalty, decays = closed
             return decays, {}

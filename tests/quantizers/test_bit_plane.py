@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer
+from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, LatentStep
 
 
 def test_growth_adds_exactly_one_bit() -> None:
@@ -44,9 +44,8 @@ def test_zero_bits() -> None:
     assert quantizer.planes.shape == (2, 0, 4, 3)
     assert not quantizer.weight().any() and float(quantizer.step()) == 0
     scale = quantizer.scale.clone()
-    quantizer.sgd_step_(
-        torch.zeros(4, 3), torch.ones(4, 3), {}, {"lr": 1, "momentum": 0, "weight_decay": 1}, None, None
-    )
+    step = LatentStep(quantizer, torch.zeros(4, 3), torch.ones(4, 3), {})
+    BitPlaneQuantizer.sgd_steps_([step], {"lr": 1, "momentum": 0, "weight_decay": 1})
     quantizer.adjust_precision_()
     assert quantizer.precision == 0 and torch.equal(quantizer.scale, scale)
 

@@ -19,7 +19,7 @@ def test_closed_form_is_autograd(build: type[Regularizer]) -> None:
         quantizer.planes.requires_grad_(True)
     value = regularizer.penalty(quantizers)
     value.backward()
-    closed = regularizer.plane_decay(quantizers)
+    closed = regularizer.plane_decay(quantizers, {})
     if closed is None:
         pytest.skip(f"{type(regularizer).__name__} has no closed form")
     assert torch.allclose(closed[0], value.detach(), rtol=1e-14)

@@ -27,12 +27,15 @@ def split_planes(codes: Tensor, precision: int) -> Tensor:
                 [0., 0., 0.]])
     """
     dtype = codes.dtype if codes.is_floating_point() else torch.get_default_dtype()
-    magnitude = codes.abs().long()
-    if codes.numel() and int(magnitude.max()) >= 2**precision:
-        raise ValueError(f"a code of magnitude {int(magnitude.max())} does not fit in {precision} bits")
-    shifts = torch.arange(precision, device=codes.device).view(-1, *[1] * codes.dim())
-    bits = (magnitude >> shifts) & 1
-    return torch.stack((bits * (codes > 0), bits * (codes < 0))).to(dtype)
+    codes = codes.to(torch.int32)
+    if codes.numel() and (largest := int(codes.abs().max())) >= 2**precision:
+        raise ValueError(f"a code of magnitude {largest} does not fit in {precision} bits")
+    planes = torch.empty(2, precision, *codes.shape, dtype=dtype, device=codes.device)
+    for signed, sign in zip(planes, (codes.clamp(min=0), codes.neg().clamp_(min=0)), strict=True):
+        # Plane by plane: what is computed on the way is as large as one plane.
+        for bit, plane in enumerate(signed):
+            plane.copy_((sign >> bit).bitwise_and_(1))
+    return planes
 
 
 def merge_planes(planes: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ def merge_planes(planes: Tensor) -> Tensor:
         >>> merge_planes(split_planes(torch.tensor([5.0, -2.0, 0.0]), 3))
         tensor([ 5., -2.,  0.])
     """
-    value = torch.zeros_like(planes[0, 0]) if planes.shape[1] else planes.new_zeros(planes.shape[2:])
+    value = torch.zeros(planes.shape[2:], dtype=_full(planes), device=planes.device)
     for bit in range(planes.shape[1]):
         value.add_(planes[0, bit], alpha=2**bit).sub_(planes[1, bit], alpha=2**bit)
     return value
@@ -52,7 +55,12 @@ def merge_planes(planes: Tensor) -> Tensor:
 
 def plane_squares(planes: Tensor) -> Tensor:
     """Sum of squares of each bit position over both signs, ``[n]``: the groups of the group lasso."""
-    return planes.square().sum(dim=(0, *range(2, planes.dim())))
+    return planes.to(_full(planes)).square().sum(dim=(0, *range(2, planes.dim())))
+
+
+def _full(planes: Tensor) -> torch.dtype:
+    """Planes may be kept in 16 bits; what is computed from them has 32 at least."""
+    return torch.promote_types(planes.dtype, torch.float32)
 
 
 def trim_codes(codes: Tensor) -> tuple[Tensor, int, int]:
@@ -66,11 +74,13 @@ def trim_codes(codes: Tensor) -> tuple[Tensor, int, int]:
         >>> trim_codes(torch.tensor([4.0, -12.0]))
         (tensor([ 1., -3.]), 2, 2)
     """
-    magnitude = codes.abs().long()
-    top = int(magnitude.max()) if codes.numel() else 0
+    if not codes.numel():
+        return codes, 0, 0
+    magnitude = codes.abs().to(torch.int32)
+    # The lowest bit that any code has: of m, m & -m keeps the lowest. The device is asked once.
+    lowest = torch.where(magnitude > 0, magnitude & -magnitude, 2**30).min()
+    top, low = torch.stack((magnitude.max(), lowest)).tolist()
     if not top:
         return codes, 0, 0
-    shift = 0
-    while not bool(((magnitude >> shift) & 1).any()):
-        shift += 1
+    shift = low.bit_length() - 1
     return codes / 2**shift, (top >> shift).bit_length(), shift

@@ -1,7 +1,7 @@
 """Quantizers: each owns the latents of one tensor and says what the tensor is. One method, one file."""
 
 from bsq_lightning.quantizers.activation import PACT, ActivationQuantizer, ReLU6Quantizer, relu6_or_pact
-from bsq_lightning.quantizers.base import WeightQuantizer
+from bsq_lightning.quantizers.base import LatentStep, WeightQuantizer
 from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
 from bsq_lightning.quantizers.latent import LatentQuantizer
 
@@ -10,6 +10,7 @@ __all__ = [
     "ActivationQuantizer",
     "BitPlaneQuantizer",
     "LatentQuantizer",
+    "LatentStep",
     "ReLU6Quantizer",
     "WeightQuantizer",
     "relu6_or_pact",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +18,26 @@ def check_precision(name: str, value: int, lowest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= MAX_PRECISION:
         raise ValueError(f"{name} must be a whole number of bits from {lowest} to {MAX_PRECISION}, not {value!r}")
     return value
+
+
+class LatentStep(NamedTuple):
+    """What the optimizer hands to a quantizer that steps its latents itself.
+
+    Args:
+        quantizer: the quantizer.
+        weight: W as the network used it.
+        grad: G, shape of W.
+        state: the optimizer's state of this tensor, empty after an adjustment.
+        plane_decay: ``[n]``, a closed-form penalty whose gradient is ``plane_decay[b] * planes[:, b]``; or None.
+        penalty_gradients: gradients of any other penalty, shaped as ``latents()``; or None.
+    """
+
+    quantizer: Any
+    weight: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+    plane_decay: Tensor | None = None
+    penalty_gradients: Sequence[Tensor] | None = None
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -67,18 +87,16 @@ class WeightQuantizer(nn.Module, ABC):
         raise NotImplementedError
 
     steps_itself = False
-    """True if ``sgd_step_`` replaces the configured torch optimizer for the latents."""
+    """True if ``sgd_steps_`` replaces the configured torch optimizer for the latents."""
 
-    def sgd_step_(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        hyper: Mapping[str, float],
-        plane_decay: Tensor | None,
-        penalty_gradients: Sequence[Tensor] | None,
-    ) -> None:
-        """One step of SGD on the latents, for a quantizer that ``steps_itself``."""
+    @classmethod
+    def sgd_steps_(cls, steps: Sequence[LatentStep], hyper: Mapping[str, float]) -> None:
+        """One step of SGD on the latents of all quantizers of this class, which also projects them and writes W.
+
+        Args:
+            steps: one for each quantizer.
+            hyper: ``lr``, ``momentum`` and ``weight_decay``.
+        """
         raise NotImplementedError
 
     def project_(self) -> None:  # noqa: B027

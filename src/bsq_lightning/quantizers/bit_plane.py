@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bsq_lightning.ops.bit_planes import merge_planes, split_planes, trim_codes
+from bsq_lightning.ops.plane_step import SMALLEST_SCALE, PlaneTensors, Rates, plane_step_
 from bsq_lightning.ops.uniform import levels, max_step, quantize
-from bsq_lightning.quantizers.base import WeightQuantizer, check_precision
-
-SMALLEST_SCALE = 1e-8
+from bsq_lightning.quantizers.base import LatentStep, WeightQuantizer, check_precision
 
 
 class BitPlaneQuantizer(WeightQuantizer):
@@ -27,9 +26,12 @@ class BitPlaneQuantizer(WeightQuantizer):
         clip_always: clip at every precision, as the authors' 2021 code does (their forward and their adjustment
             disagree where a layer grows).
         min_precision: bits that an adjustment leaves to a tensor of zeros; the 2021 code keeps 1.
+        state_dtype: ``bfloat16`` keeps planes and momentum in 16 bits, rounded up or down by chance: half the memory,
+            no longer exact. None keeps them as the weight is.
 
     Raises:
-        ValueError: precision outside 1..max_precision, max_precision above 16, or a tensor of zeros.
+        ValueError: precision outside 1..max_precision, max_precision above 16, another state_dtype, or a tensor of
+            zeros.
 
     Example:
         >>> quantizer = BitPlaneQuantizer(torch.tensor([1.0, -0.5, 0.25]), precision=2)
@@ -46,11 +48,14 @@ class BitPlaneQuantizer(WeightQuantizer):
         max_precision: int = 8,
         clip_always: bool = False,
         min_precision: int = 0,
+        state_dtype: str | None = None,
     ) -> None:
         super().__init__()
         self.max_precision = check_precision("quant.max_precision", max_precision)
         if check_precision("quant.precision", precision) > max_precision:
             raise ValueError(f"quant.precision={precision} is above quant.max_precision={max_precision}")
+        if state_dtype not in (None, "bfloat16"):
+            raise ValueError(f"quant.state_dtype is null (as the weights, exact) or bfloat16, not {state_dtype!r}")
         if not bool(weight.any()):
             raise ValueError(
                 "all weights are zero, so there is no scale to start from: give trained weights or skip it"
@@ -59,7 +64,8 @@ class BitPlaneQuantizer(WeightQuantizer):
         self.min_precision = min_precision
         weight = weight.detach()
         codes = quantize(weight, max_step(weight, precision), precision)
-        self.planes = nn.Parameter(split_planes(codes, precision), requires_grad=False)
+        planes = split_planes(codes, precision).to(torch.bfloat16 if state_dtype else weight.dtype)
+        self.planes = nn.Parameter(planes, requires_grad=False)
         self.scale = nn.Parameter(weight.abs().max(), requires_grad=False)
 
     @property
@@ -73,55 +79,40 @@ class BitPlaneQuantizer(WeightQuantizer):
     def codes(self) -> Tensor:
         """Signed integer codes; clipped to ``+-(2^n - 1)`` at max_precision (or everywhere, if so built)."""
         codes = merge_planes(self.planes.detach()).round_()
-        if self.clip_always or self.precision >= self.max_precision:
-            codes.clamp_(-levels(self.precision), levels(self.precision))
-        return codes
+        return codes.clamp_(-levels(self.precision), levels(self.precision)) if self._clips else codes
+
+    @property
+    def _clips(self) -> bool:
+        return self.clip_always or self.precision >= self.max_precision
 
     def latents(self) -> Sequence[nn.Parameter]:
         return self.planes, self.scale
 
+    @classmethod
     @torch.no_grad()
-    def sgd_step_(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        hyper: Mapping[str, float],
-        plane_decay: Tensor | None,
-        penalty_gradients: Sequence[Tensor] | None,
-    ) -> None:
-        """SGD with momentum and weight decay on planes and scale, from G alone.
+    def sgd_steps_(cls, steps: Sequence[LatentStep], hyper: Mapping[str, float]) -> None:
+        """SGD with momentum and weight decay on planes and scales, from G alone (``ops/plane_step.py``).
 
-        Args:
-            weight: W as the network used it.
-            grad: G, shape of W.
-            state: the optimizer's state of this tensor: momentum of ``planes`` and ``scale``.
-            hyper: ``lr``, ``momentum`` and ``weight_decay``.
-            plane_decay: ``[n]``, a closed-form penalty whose gradient is ``plane_decay[b] * planes[:, b]``.
-            penalty_gradients: gradients of any other penalty, shaped as ``latents()``.
+        ``state`` gets the momentum of ``planes`` and ``scale``, and the ``squares`` of the planes for the next lasso.
         """
-        if not self.precision:
-            return
+        rates = Rates(hyper["lr"], hyper["momentum"], hyper["weight_decay"])
+        plane_step_([step.quantizer._tensors(step, rates) for step in steps if step.quantizer.precision], rates)
+
+    def _tensors(self, step: LatentStep, rates: Rates) -> PlaneTensors:
+        state = step.state
         if not state:
             state["planes"] = torch.zeros_like(self.planes)
             state["scale"] = torch.zeros_like(self.scale)
-        ones = [1] * weight.dim()
-        decay = self.planes.new_full((self.precision,), hyper["weight_decay"])
-        if plane_decay is not None:
-            decay += plane_decay
-        bits = torch.arange(self.precision, device=self.planes.device)
-        coefficient = torch.exp2(bits.to(self.scale.dtype)) * self.step()
-        signed = torch.stack((coefficient, -coefficient)).view(2, -1, *ones)
-
-        momentum = state["planes"]
-        momentum.mul_(hyper["momentum"]).addcmul_(self.planes, decay.view(1, -1, *ones)).addcmul_(grad, signed)
-        slope = (grad * weight).sum() / self.scale + hyper["weight_decay"] * self.scale
-        if penalty_gradients is not None:
-            momentum.add_(penalty_gradients[0])
-            slope += penalty_gradients[1]
-        state["scale"].mul_(hyper["momentum"]).add_(slope)
-        self.planes.add_(momentum, alpha=-hyper["lr"])
-        self.scale.add_(state["scale"], alpha=-hyper["lr"])
+        # torch's load_state_dict brings all state to the dtype of W.
+        state["planes"] = state["planes"].to(self.planes.dtype)
+        if "squares" not in state:
+            state["squares"] = self.scale.new_zeros(self.precision)
+        decay = self.scale.new_full((self.precision,), rates.weight_decay)
+        return PlaneTensors(
+            planes=self.planes, momentum=state["planes"], grad=step.grad, weight=step.weight, scale=self.scale,
+            scale_momentum=state["scale"], decay=decay if step.plane_decay is None else decay + step.plane_decay,
+            squares=state["squares"], clip=self._clips, extra=step.penalty_gradients,
+        )  # fmt: skip
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -144,7 +135,7 @@ class BitPlaneQuantizer(WeightQuantizer):
             codes.clamp_(-levels(self.precision), levels(self.precision))
         codes, precision, shift = trim_codes(codes)
         precision = max(precision, self.min_precision)
-        self.planes.data = split_planes(codes, precision)
+        self.planes.data = split_planes(codes, precision).to(self.planes.dtype)
         if precision:
             self.scale.copy_(step * 2**shift * levels(precision))
 

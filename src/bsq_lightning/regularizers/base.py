@@ -35,6 +35,13 @@ class Regularizer(ABC):
     def penalty(self, quantizers: Mapping[str, WeightQuantizer]) -> Tensor:
         """The penalty as a 0-d tensor, differentiable in the latents."""
 
-    def plane_decay(self, quantizers: Mapping[str, WeightQuantizer]) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The penalty and a factor for each bit plane by name, if the gradient has that closed form."""
+    def plane_decay(
+        self, quantizers: Mapping[str, WeightQuantizer], squares: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The penalty and a factor for each bit plane by name, if the gradient has that closed form.
+
+        Args:
+            quantizers: all of the network, by name.
+            squares: ``plane_squares`` of those whose planes are as the last step left them, which has computed it.
+        """
         return None

@@ -28,6 +28,9 @@ class BitGroupLasso(Regularizer):
         0.5
     """
 
+    _key: tuple[object, ...] = ()
+    _vector: Tensor
+
     def check(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
         if not any(isinstance(quantizer, BitPlaneQuantizer) for quantizer in quantizers.values()):
             raise ValueError("reg=bit_group_lasso needs bit planes (quant=bsq); use reg=none with this quantizer")
@@ -41,16 +44,27 @@ class BitGroupLasso(Regularizer):
         ]
         return torch.stack(terms).sum()
 
-    def plane_decay(self, quantizers: Mapping[str, WeightQuantizer]) -> tuple[Tensor, dict[str, Tensor]]:
+    def plane_decay(
+        self, quantizers: Mapping[str, WeightQuantizer], squares: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         planes = _planes(quantizers)
-        total = _weights(planes)
-        decays, terms = {}, []
-        for name, quantizer in planes.items():
-            norms = (plane_squares(quantizer.planes.detach()) + EPSILON).sqrt()
-            weight = self._weight(quantizer, total)
-            terms.append(norms.sum() * weight)
-            decays[name] = weight / norms
-        return torch.stack(terms).sum(), decays
+        # All layers in one vector, so that the number of operations does not grow with theirs.
+        known = [squares[n] if n in squares else plane_squares(q.planes.detach()) for n, q in planes.items()]
+        norms = (torch.cat(known) + EPSILON).sqrt()
+        weights = self._weights_of_bits(planes, norms)
+        decays = (weights / norms).split([quantizer.precision for quantizer in planes.values()])
+        return (weights * norms).sum(), dict(zip(planes, decays, strict=True))
+
+    def _weights_of_bits(self, planes: Mapping[str, BitPlaneQuantizer], like: Tensor) -> Tensor:
+        """``alpha n_l P_l / P_tot`` for every bit of every layer, copied to the device only when the bits change."""
+        sizes = [quantizer.planes[0].numel() for quantizer in planes.values()]
+        bits = [quantizer.precision for quantizer in planes.values()]
+        key = (*sizes, *bits, like.dtype, like.device)
+        if key != self._key:
+            total = _weights(planes)
+            each = [self.alpha * size / total for size, n in zip(sizes, bits, strict=True) for _ in range(n)]
+            self._key, self._vector = key, torch.tensor(each, dtype=like.dtype, device=like.device)
+        return self._vector
 
     def _weight(self, quantizer: BitPlaneQuantizer, total: int) -> float:
         return self.alpha * quantizer.planes[0].numel() / total  # alpha n_l P_l / P_tot

@@ -1,0 +1,102 @@
+"""The step of ``plane_step.py`` on a CPU: one pass over the memory for all tensors, compiled where a compiler is.
+
+Torch operations pass over planes and momentum about eight times. Below, each is read once and written once, which is
+what the memory's bandwidth allows. The C++ beside this file takes under a second to compile and is compiled anew in
+each process, so that no file of another process or version is ever loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bsq_lightning.ops.plane_step import PlaneTensors, Rates
+
+log = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_suffix(".cpp").with_name("plane_step.cpp")
+# Contraction to fused multiply-adds would round differently from machine to machine.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+         "-fopenmp", "-shared", "-fPIC")  # fmt: skip
+_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+
+class _Layer(ctypes.Structure):
+    """``struct Layer`` of the C++ source."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "planes", "momentum", "grad", "weight", "scale", "scale_momentum", "decay", "squares")),
+        ("size", ctypes.c_int64), ("precision", ctypes.c_int32), ("clip", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled step, or None where nothing can compile it (said once, with the reason)."""
+    compiler = next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++")
+                     if name and (found := shutil.which(name))), None)  # fmt: skip
+    if compiler is None:
+        log.info("no C++ compiler: bit planes take their step in torch operations, with the same result, slower")
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "plane_step.so")
+        try:
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(target)], check=True, capture_output=True)
+            return ctypes.CDLL(str(target))
+        except (subprocess.CalledProcessError, OSError) as error:
+            reason = getattr(error, "stderr", None) or str(error).encode()
+            log.info("%s cannot compile the step of bit planes, which is taken in torch operations, slower: %s",
+                     compiler, reason.decode(errors="replace").strip()[-300:])  # fmt: skip
+            return None
+
+
+def takes(t: PlaneTensors) -> bool:
+    """Whether the compiled step can do these tensors."""
+    return (
+        t.weight.device.type == "cpu"
+        and t.extra is None
+        and t.weight.dtype in (torch.float32, torch.float64)
+        and t.planes.dtype in (t.weight.dtype, *((torch.bfloat16,) if t.weight.dtype == torch.float32 else ()))
+        and library() is not None
+    )
+
+
+def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
+    """The step for tensors that ``takes`` takes."""
+    compiled = library()
+    assert compiled is not None
+    for dtype in {t.planes.dtype for t in tensors}:
+        group = [t for t in tensors if t.planes.dtype == dtype]
+        # Planes are contiguous; gradients and weights of a network in channels_last are brought into their order.
+        dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous()) for t in group]
+        layers = (_Layer * len(group))(*(_layer(t) for t in dense))
+        seed = int(torch.randint(2**32, ())) if dtype == torch.bfloat16 else 0
+        compiled[f"step_{_DTYPES[dtype]}"](
+            layers, ctypes.c_int(len(group)), ctypes.c_double(rates.lr), ctypes.c_double(rates.momentum),
+            ctypes.c_double(rates.weight_decay), ctypes.c_uint32(seed), ctypes.c_int(torch.get_num_threads()),
+        )  # fmt: skip
+        for t, own in zip(dense, group, strict=True):
+            if t.weight is not own.weight:
+                own.weight.copy_(t.weight)
+
+
+def _layer(t: PlaneTensors) -> _Layer:
+    written: tuple[Tensor, ...] = (t.planes, t.momentum, t.scale, t.scale_momentum, t.decay, t.squares)
+    assert all(tensor.is_contiguous() for tensor in written)
+    return _Layer(
+        *(tensor.data_ptr() for tensor in (
+            t.planes, t.momentum, t.grad, t.weight, t.scale, t.scale_momentum, t.decay, t.squares)),
+        t.weight.numel(), len(t.decay), t.clip,
+    )  # fmt: skip
