@@ -1,6 +1,11 @@
 """Every way to take the step of bit planes gives the numbers of the one in torch operations."""
 
 import logging
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +16,10 @@ from bsq_lightning.ops.plane_step import IMPLEMENTATIONS, PlaneTensors, Rates, p
 
 RATES = Rates(lr=0.05, momentum=0.9, weight_decay=1e-3)
 needs_compiler = pytest.mark.skipif(plane_step_cpu.library() is None, reason="no C++ compiler that can build the step")
-WAYS = [pytest.param(step, id=name, marks=needs_compiler if name == "cpu" else ())
-        for name, step in IMPLEMENTATIONS.items()]  # fmt: skip
+#: Without a GPU, Triton's interpreter runs the GPU's kernels, in a process where nothing else imports Triton.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MARKS = {"cpu": needs_compiler, "cuda": pytest.mark.skipif(not INTERPRETED, reason="runs in Triton's interpreter")}
+WAYS = [pytest.param(step, id=name, marks=MARKS.get(name, ())) for name, step in IMPLEMENTATIONS.items()]
 #: Shapes below, at and above the kernel's lanes and pieces, and precisions from 1 to 16.
 SHAPES = [((3,), 1), ((4, 4), 2), ((5, 7, 3, 3), 8), ((2048,), 3), ((16, 130), 5), ((2, 2049), 16)]
 
@@ -90,12 +97,13 @@ def test_sixteen_bits_are_right_on_average(way) -> None:
     exact = [t._replace(planes=t.planes.float(), momentum=t.momentum.float()) for t in exact]
     rates = Rates(lr=1e-4, momentum=0.9, weight_decay=0.0)
     plane_step_torch_(exact, rates)
-    sums, trials = torch.zeros_like(exact[0].planes), 400
+    sums, trials = torch.zeros_like(exact[0].planes), 20 if INTERPRETED else 400
+    start = tensors(torch.float32, torch.bfloat16)[2]
     for trial in range(trials):
         torch.manual_seed(trial)
-        ours = tensors(torch.float32, torch.bfloat16)[2:3]
-        way(ours, rates)
-        sums += ours[0].planes.float()
+        ours = PlaneTensors(*(tensor.clone() for tensor in start[:8]), clip=start.clip)
+        way([ours], rates)
+        sums += ours.planes.float()
     # The spacing of bfloat16 is 1/128 below 2; a rounding's deviation is at most half of that.
     deviation = 1 / 256 / trials**0.5
     assert float((sums / trials - exact[0].planes).abs().max()) < 6 * deviation
@@ -140,3 +148,34 @@ def test_weights_in_channels_last_keep_their_layout() -> None:
     plane_step_torch_(expected, RATES)
     assert turned[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(turned[0].weight, expected[0].weight, rtol=1e-13)
+
+
+@pytest.mark.skipif(INTERPRETED or find_spec("triton") is None, reason="no Triton, or inside its interpreter")
+def test_the_kernels_for_a_gpu_in_triton_s_interpreter() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(Path(__file__)), "-k", "cuda", "-p", "no:cacheprovider"],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+def test_the_kernels_compile_for_gpus() -> None:
+    """Down to machine code, which needs no GPU."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+
+    from bsq_lightning.ops import plane_step_cuda as kernels
+
+    for full, stored in ((tl.float32, tl.float32), (tl.float32, tl.bfloat16), (tl.float64, tl.float64)):
+        numbers = "*fp32" if full == tl.float32 else "*fp64"
+        types = {"table": "*i64", "pieces": "*i64", "seed": "i32"}
+        constants = {"full": full, "stored": stored, "magic": 1.0, "size": kernels.PIECE}
+        for kernel in (kernels.dot_kernel, kernels.scale_kernel, kernels.step_kernel, kernels.squares_kernel):
+            names = kernel.arg_names
+            signature = {n: "constexpr" if n in constants else types.get(n, numbers) for n in names}
+            chosen = {(names.index(n),): value for n, value in constants.items() if n in names}
+            source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=chosen)
+            assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["cubin"]

@@ -138,7 +138,8 @@ void step_piece(const Layer &layer, const Piece &piece, T old_step, T new_step, 
             const int64_t offset = (int64_t(sign) * layer.precision + bit) * layer.size + piece.start;
             Stored *plane = static_cast<Stored *>(layer.planes) + offset;
             Stored *momentum = static_cast<Stored *>(layer.momentum) + offset;
-            const T worth = T(1 << bit) * T(sign ? -1 : 1), decay = static_cast<const T *>(layer.decay)[bit];
+            const T worth = T(1 << bit) * T(sign ? -1 : 1);
+            const T decay = rates.weight_decay + static_cast<const T *>(layer.decay)[bit];
             if constexpr (sizeof(Stored) == 2)
                 step_plane(plane, momentum, grad, piece.size, worth * old_step, decay, rates, worth, value, lanes,
                            hash(seed ^ uint32_t(offset)));

@@ -1,6 +1,6 @@
 """One step of SGD on the bit planes of many tensors, from the gradients of their weights alone.
 
-With G = dL/dW, c_b = 2^b scale / (2^n - 1), momentum mu, rate lr, and k_b = weight decay + lasso / ||plane b||:
+With G = dL/dW, c_b = 2^b scale / (2^n - 1), momentum mu, rate lr, and k_b = weight decay + lasso_b / ||plane b||:
 
     v_p <- mu v_p + c_b G + k_b p      p <- clamp(p - lr v_p, 0, 2)
     v_q <- mu v_q - c_b G + k_b q      q <- clamp(q - lr v_q, 0, 2)
@@ -13,6 +13,7 @@ numbers up to rounding.
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class PlaneTensors(NamedTuple):
         weight: W, ``[*S]``.
         scale: 0-d.
         scale_momentum: 0-d.
-        decay: ``[n]``, what the planes' own gradient multiplies each bit position with: weight decay and group lasso.
+        decay: ``[n]``, factor of the plane in its own gradient, beside weight decay: that of the group lasso.
         squares: ``[n]``, gets ``plane_squares`` of the new planes, for the next step's lasso.
         clip: whether codes are clipped to ``+-(2^n - 1)``.
         extra: gradients of planes ``[2, n, *S]`` and scale that come from elsewhere, or None.
@@ -63,10 +64,23 @@ class Rates(NamedTuple):
 @torch.no_grad()
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step above for every tensor of ``tensors``, in place."""
-    fused = [t for t in tensors if plane_step_cpu.takes(t)]
-    if fused:
-        plane_step_cpu.plane_step_(fused, rates)
-    plane_step_torch_([t for t in tensors if not plane_step_cpu.takes(t)], rates)
+    groups: dict[str, list[PlaneTensors]] = {}
+    for t in tensors:
+        groups.setdefault(_fastest(t), []).append(t)
+    for way, group in groups.items():
+        IMPLEMENTATIONS[way](group, rates)
+
+
+def _fastest(t: PlaneTensors) -> str:
+    """The key of ``IMPLEMENTATIONS`` that is the fastest of those that can do these tensors."""
+    full, kept, device = t.weight.dtype, t.planes.dtype, t.weight.device.type
+    usual = full in (torch.float32, torch.float64) and (kept == full or (full, kept) == (torch.float32, torch.bfloat16))
+    # Gradients from elsewhere come from a penalty without a closed form, whose autograd pass costs much more.
+    if t.extra is not None or not usual:
+        return "torch"
+    if device == "cpu" and plane_step_cpu.library() is not None:
+        return "cpu"
+    return "cuda" if device == "cuda" and find_spec("triton") is not None else "torch"
 
 
 @torch.no_grad()
@@ -80,10 +94,11 @@ def plane_step_torch_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
         signed = torch.stack((coefficient, -coefficient)).view(2, -1, *ones)
         slope = (t.grad * t.weight).sum() / t.scale + rates.weight_decay * t.scale
 
+        decay = (t.decay + rates.weight_decay).view(1, -1, *ones)
         full = t.planes.dtype == t.weight.dtype
         momentum = t.momentum if full else t.momentum.to(t.weight.dtype)
         planes = t.planes if full else t.planes.to(t.weight.dtype)
-        momentum.mul_(rates.momentum).addcmul_(planes, t.decay.view(1, -1, *ones)).addcmul_(t.grad, signed)
+        momentum.mul_(rates.momentum).addcmul_(planes, decay).addcmul_(t.grad, signed)
         if t.extra is not None:
             momentum.add_(t.extra[0])
             slope += t.extra[1]
@@ -116,8 +131,15 @@ def round_by_chance_(value: Tensor, target: Tensor) -> Tensor:
     return target.to(torch.float32)
 
 
+def _plane_step_cuda_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
+    from bsq_lightning.ops import plane_step_cuda  # imports Triton, which takes its time and is not everywhere
+
+    plane_step_cuda.plane_step_(tensors, rates)
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Sequence[PlaneTensors], Rates], None]] = {
     "torch": plane_step_torch_,
     "cpu": plane_step_cpu.plane_step_,
+    "cuda": _plane_step_cuda_,
 }
 """Every way to take the step; a test holds each to the first."""

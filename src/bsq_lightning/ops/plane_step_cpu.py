@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bsq_lightning.ops.plane_step import PlaneTensors, Rates
 
 log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_suffix(".cpp").with_name("plane_step.cpp")
+SOURCE = Path(__file__).with_name("plane_step.cpp")
 # Contraction to fused multiply-adds would round differently from machine to machine.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-fopenmp", "-shared", "-fPIC")  # fmt: skip
@@ -62,19 +62,8 @@ def library() -> ctypes.CDLL | None:
             return None
 
 
-def takes(t: PlaneTensors) -> bool:
-    """Whether the compiled step can do these tensors."""
-    return (
-        t.weight.device.type == "cpu"
-        and t.extra is None
-        and t.weight.dtype in (torch.float32, torch.float64)
-        and t.planes.dtype in (t.weight.dtype, *((torch.bfloat16,) if t.weight.dtype == torch.float32 else ()))
-        and library() is not None
-    )
-
-
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
-    """The step for tensors that ``takes`` takes."""
+    """The step, for tensors on the CPU in float32 or float64, with planes in that dtype or in bfloat16."""
     compiled = library()
     assert compiled is not None
     for dtype in {t.planes.dtype for t in tensors}:

@@ -96,9 +96,9 @@ class BitPlaneQuantizer(WeightQuantizer):
         ``state`` gets the momentum of ``planes`` and ``scale``, and the ``squares`` of the planes for the next lasso.
         """
         rates = Rates(hyper["lr"], hyper["momentum"], hyper["weight_decay"])
-        plane_step_([step.quantizer._tensors(step, rates) for step in steps if step.quantizer.precision], rates)
+        plane_step_([step.quantizer._tensors(step) for step in steps if step.quantizer.precision], rates)
 
-    def _tensors(self, step: LatentStep, rates: Rates) -> PlaneTensors:
+    def _tensors(self, step: LatentStep) -> PlaneTensors:
         state = step.state
         if not state:
             state["planes"] = torch.zeros_like(self.planes)
@@ -107,11 +107,10 @@ class BitPlaneQuantizer(WeightQuantizer):
         state["planes"] = state["planes"].to(self.planes.dtype)
         if "squares" not in state:
             state["squares"] = self.scale.new_zeros(self.precision)
-        decay = self.scale.new_full((self.precision,), rates.weight_decay)
+        decay = step.plane_decay if step.plane_decay is not None else self.scale.new_zeros(self.precision)
         return PlaneTensors(
-            planes=self.planes, momentum=state["planes"], grad=step.grad, weight=step.weight, scale=self.scale,
-            scale_momentum=state["scale"], decay=decay if step.plane_decay is None else decay + step.plane_decay,
-            squares=state["squares"], clip=self._clips, extra=step.penalty_gradients,
+            self.planes, state["planes"], step.grad, step.weight, self.scale, state["scale"], decay, state["squares"],
+            clip=self._clips, extra=step.penalty_gradients,
         )  # fmt: skip
 
     @torch.no_grad()
