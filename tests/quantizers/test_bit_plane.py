@@ -1,7 +1,14 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 
+from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, LatentStep
+from bsq_lightning.regularizers import BitGroupLasso
+from tests.helpers import TinyNet
 
 
 def test_growth_adds_exactly_one_bit() -> None:
@@ -76,3 +83,44 @@ def test_fixed_precision_starts_where_planes_end() -> None:
         fixed = LatentQuantizer(planes.weight(), planes.precision, step=float(planes.step()), units=units)
         assert torch.equal(fixed.codes(), planes.codes())
         assert torch.allclose(fixed.weight(), planes.weight(), rtol=1e-15)
+
+
+def trained_in_sixteen_bits(state: dict | None = None, steps: int = 3) -> tuple[QuantizedNetwork, LatentOptimizer]:
+    torch.manual_seed(0)
+    network = QuantizedNetwork(TinyNet(), partial(BitPlaneQuantizer, state_dtype="bfloat16"), precision=4)
+    optimizer = LatentOptimizer(network, partial(torch.optim.SGD, lr=0.05, momentum=0.9), BitGroupLasso(1e-2))
+    if state:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(3 if state else 0, 3 + steps if state else steps):
+        torch.manual_seed(step)  # as the module does, so that what is rounded by chance does not depend on a stop
+        for _, parameter, _ in network.quantizers():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    return network, optimizer
+
+
+def test_sixteen_bits_take_half_the_memory_and_hold_the_weights_exactly() -> None:
+    network, optimizer = trained_in_sixteen_bits()
+    network.check_weights()
+    for _, parameter, quantizer in network.quantizers():
+        assert isinstance(quantizer, BitPlaneQuantizer)
+        assert quantizer.planes.element_size() == optimizer.state[parameter]["planes"].element_size() == 2
+        before = quantizer.weight()
+        quantizer.adjust_precision_()
+        assert quantizer.planes.dtype == torch.bfloat16
+        assert torch.allclose(quantizer.weight(), before, rtol=1e-6)
+
+
+def test_sixteen_bits_resume_bit_for_bit() -> None:
+    network, optimizer = trained_in_sixteen_bits()
+    state = copy.deepcopy({"network": network.state_dict(), "optimizer": optimizer.state_dict()})
+    resumed, _ = trained_in_sixteen_bits(state, steps=2)
+    whole, _ = trained_in_sixteen_bits(steps=5)
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.state_dict().items())
+
+
+def test_other_dtypes_of_the_state_are_refused() -> None:
+    with pytest.raises(ValueError, match="quant.state_dtype is null .* or bfloat16, not 'int8'"):
+        BitPlaneQuantizer(torch.ones(3), state_dtype="int8")
