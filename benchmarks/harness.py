@@ -125,7 +125,7 @@ def need_memory(what: str, needed: int, device: str) -> None:
     """Raises SkipRow, with the estimate, where there is too little."""
     free = free_bytes(device)
     if needed > 0.9 * free:
-        raise SkipRow(f"{what} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise SkipRow(f"{what} needs about {needed / 1e9:.1f} GB and a tenth to spare, {free / 1e9:.1f} GB are free")
 
 
 def _short(value: Any) -> str:
