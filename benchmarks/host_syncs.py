@@ -64,7 +64,7 @@ class Operations(TorchDispatchMode):
 
 
 class Reads(TorchFunctionMode):
-    """Reads that are no operation where the tensor is on the host already."""
+    """Reads that are no operation where the tensor is on the host already; ``to(device)`` is seen on a GPU only."""
 
     def __init__(self, counts: Counts) -> None:
         super().__init__()
