@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow lint clean
+.PHONY: help install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow bench lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ slurm: # a SLURM cluster of this host for its tests; without it they are skipped
 
 test-slow: install browser ## the slow tests; those against SLURM where `make slurm` has started it
 	$(BIN)/python -m pytest -m 'slow or slurm'
+
+bench: install ## benchmarks, nothing else should run: ROW=step_resnet20, all without; ARGS="--threads 2"
+	$(BIN)/python -m benchmarks $(ROW) $(ARGS)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache
