@@ -1,8 +1,5 @@
 """How the cost of BSQ grows with the network: its step, its update and its state, by depth and by width."""
 
-import inspect
-from typing import Any
-
 import torch
 
 from benchmarks.harness import Report, Settings, Spread, alternate, ratio
@@ -12,16 +9,11 @@ from bsq_lightning.models import ResNetCifar
 
 
 def run(settings: Settings) -> Report:
-    shapes: list[tuple[int, int]] = [(depth, 1) for depth in settings.choose((20, 32, 44, 56, 110), (8, 14))]
+    depths, widths = settings.choose((20, 32, 44, 56, 110), (8, 14)), settings.choose((2, 4), (2,))
     report = Report()
-    if "width" in inspect.signature(ResNetCifar).parameters:
-        shapes += [(shapes[0][0], width) for width in settings.choose((2, 4), (2,))]
-    else:
-        report.add("growth with width", "left out: ResNetCifar has no width")
-    for depth, width in shapes:
+    for depth, width in [*((depth, 1) for depth in depths), *((depths[0], width) for width in widths)]:
         torch.manual_seed(0)
-        options: dict[str, Any] = {"width": width} if width > 1 else {}
-        net = ResNetCifar(depth, **options)
+        net = ResNetCifar(depth, width=width)
         name = f"ResNet-{depth}" + (f" x{width}" if width > 1 else "")
         weights = sum(layer_sizes(net).values())
         batch = images(settings.choose(128, 4), 32, settings.device)

@@ -49,6 +49,15 @@ def test_resnets_have_their_depth_and_output_shape(depth: int, shortcut: str) ->
         assert net(torch.randn(2, 3, 16, 16)).shape == (2, 7)
 
 
+def test_width_is_how_many_times_as_many_channels() -> None:
+    weights = {width: sum(p.numel() for p in ResNetCifar(20, width=width).parameters() if p.dim() == 4)
+               for width in (1, 2)}  # fmt: skip
+    first = 3 * 16 * 9  # takes the image, whose channels stay 3
+    assert weights[2] - 2 * first == 4 * (weights[1] - first)
+    with pytest.raises(ValueError, match="model.width"):
+        ResNetCifar(20, width=0)
+
+
 def test_shortcut_a_has_no_parameters_and_keeps_every_second_pixel() -> None:
     net = resnet20(shortcut="A")
     assert not any("downsample" in name for name in net.state_dict())

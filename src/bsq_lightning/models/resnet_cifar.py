@@ -52,9 +52,10 @@ class ResNetCifar(nn.Module):
         depth: number of layers with weights on the longest path: 20, 32, 44, 56, 110.
         num_classes: outputs of the last layer.
         shortcut: where a stage begins, ``B`` projects with a 1x1 convolution, ``A`` pads with zeros.
+        width: how many times as many channels.
 
     Raises:
-        ValueError: no such depth or shortcut.
+        ValueError: no such depth, shortcut or width.
 
     Shape: ``[N, 3, H, W]`` to ``[N, num_classes]``, for images of any size.
 
@@ -67,20 +68,22 @@ class ResNetCifar(nn.Module):
     #: One ReLU module for each use, so that each has a name of its own.
     relu_per_use = True
 
-    def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "B") -> None:
+    def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "B", width: int = 1) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"a CIFAR ResNet has 6n + 2 layers, not {depth}: take depth 20, 32, 44, 56 or 110")
         if shortcut not in ("A", "B"):
             raise ValueError(f"model.shortcut is A (zero padding) or B (1x1 convolution), not {shortcut!r}")
-        blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        if width < 1:
+            raise ValueError(f"model.width is how many times as many channels, at least 1, not {width}")
+        blocks, c = (depth - 2) // 6, 16 * width
+        self.conv1 = nn.Conv2d(3, c, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(16, 16, blocks, 1, shortcut)
-        self.layer2 = _stage(16, 32, blocks, 2, shortcut)
-        self.layer3 = _stage(32, 64, blocks, 2, shortcut)
-        self.fc = nn.Linear(64, num_classes)
+        self.layer1 = _stage(c, c, blocks, 1, shortcut)
+        self.layer2 = _stage(c, 2 * c, blocks, 2, shortcut)
+        self.layer3 = _stage(2 * c, 4 * c, blocks, 2, shortcut)
+        self.fc = nn.Linear(4 * c, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
