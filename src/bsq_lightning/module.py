@@ -23,11 +23,11 @@ AUXILIARY_WEIGHT = 0.4  # of Inception's second head (Szegedy et al., 2016, as t
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; every submodule gets its own mode back."""
+    """Evaluation and inference mode, as in validation; every submodule gets its own mode back."""
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             yield
     finally:
         for submodule, training in modes.items():
@@ -37,6 +37,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def _mean() -> MeanMetric:
     """A mean over values. Its check for NaN waits for the device; without it, torchmetrics 1.9 ignores weights."""
     return MeanMetric(nan_strategy="disable")
+
+
+def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
+    """The share of all images. Its check of the labels may wait for the device; the loss has checked them already."""
+    return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
 
 
 def _full(logits: Tensor) -> Tensor:
