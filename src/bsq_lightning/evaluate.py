@@ -2,16 +2,17 @@
 
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import plain_errors, read_config, run_command
+from bsq_lightning.cli.config import heavy_imports, plain_errors, read_config, run_command
 
 
 @plain_errors
 def evaluate(cfg: DictConfig) -> float:
     """Tests the newest checkpoint of a run folder and compares with its summary."""
-    from bsq_lightning.callbacks import load_checkpoint
-    from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer, load_state
-    from bsq_lightning.cli.stages import first_network
-    from bsq_lightning.run_folder import RunFolder
+    with heavy_imports():
+        from bsq_lightning.callbacks import load_checkpoint
+        from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer, load_state
+        from bsq_lightning.cli.stages import first_network
+        from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder.existing(cfg.run)
     run = read_config(folder.config)

@@ -23,11 +23,11 @@ AUXILIARY_WEIGHT = 0.4  # of Inception's second head (Szegedy et al., 2016, as t
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; every submodule gets its own mode back."""
+    """Evaluation and inference mode, as in validation; every submodule gets its own mode back."""
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             yield
     finally:
         for submodule, training in modes.items():
@@ -37,6 +37,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def _mean() -> MeanMetric:
     """A mean over values. Its check for NaN waits for the device; without it, torchmetrics 1.9 ignores weights."""
     return MeanMetric(nan_strategy="disable")
+
+
+def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
+    """The share of all images. Its check of the labels may wait for the device; the loss has checked them already."""
+    return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -91,9 +96,9 @@ class QuantModule(L.LightningModule):
         self.metrics = nn.ModuleDict()
         for split in ("train", "val", "test"):
             self.metrics[f"{split}_loss"] = _mean()
-            self.metrics[f"{split}_acc"] = MulticlassAccuracy(num_classes, average="micro")
+            self.metrics[f"{split}_acc"] = _accuracy(num_classes)
             if num_classes > 10 and split != "train":
-                self.metrics[f"{split}_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+                self.metrics[f"{split}_top5"] = _accuracy(num_classes, top_k=5)
         self.metrics["train_penalty"] = _mean()
         # Kept on the device and read on the host only at logging steps, so that no step waits for the check. Not a
         # buffer: each rank has its own.
@@ -129,7 +134,7 @@ class QuantModule(L.LightningModule):
         """What a rank's mean loss is multiplied with, so that DDP's mean over ranks is the mean over images."""
         if self.trainer.world_size == 1 or not self.trainer.is_last_batch:
             return 1.0  # only the last batch of an epoch can be shared unequally
-        size = loss.new_tensor(len(labels))
+        size = loss.new_full((), len(labels))  # which does not wait for the device
         return size * self.trainer.world_size / sum_over_ranks_(size.clone())
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:

@@ -220,13 +220,28 @@ class QuantizedNetwork(nn.Module):
         self.write_weights_()
 
     @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside, ``net`` runs compiled; the names in the state dict stay, and copies made inside are not compiled.
+
+        The graph holds W and no plane, so an adjustment compiles nothing again. Each mode, training and evaluation,
+        is compiled once for whole batches and once for all other sizes.
+        """
+        self.net.compile()
+        try:
+            yield
+        finally:
+            self.net._compiled_call_impl = None  # torch has no public way back
+            torch.compiler.reset()  # it compiles a function 8 times at most, and the next stage hooks others in
+
+    @contextmanager
     def observing(self) -> Iterator[None]:
         """Records the ranges of activations anew in every forward pass inside."""
         self.forget_ranges_()
         try:
             for quantizer in self.activation_quantizers.values():
                 quantizer.observing = True  # type: ignore[assignment]
-            yield
+            with torch.compiler.set_stance("force_eager"):  # a few batches are not worth a compilation
+                yield
         finally:
             for quantizer in self.activation_quantizers.values():
                 quantizer.observing = False  # type: ignore[assignment]

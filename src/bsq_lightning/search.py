@@ -9,16 +9,17 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import plain_errors, run_command
+from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
 
 
 @plain_errors
 def search(cfg: DictConfig) -> float:
     """Searches alpha, fine-tunes the winner and returns its test accuracy."""
-    from bsq_lightning.cli.budget import BudgetSearch, Target
-    from bsq_lightning.cli.search_runs import SearchRuns
-    from bsq_lightning.cli.tables import print_search, print_summary
-    from bsq_lightning.run_folder import RunFolder
+    with heavy_imports():
+        from bsq_lightning.cli.budget import BudgetSearch, Target
+        from bsq_lightning.cli.search_runs import SearchRuns
+        from bsq_lightning.cli.tables import print_search, print_summary
+        from bsq_lightning.run_folder import RunFolder
 
     target = Target(**cfg.target)
     path = Path(HydraConfig.get().runtime.output_dir)

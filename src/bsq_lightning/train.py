@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.config import plain_errors, run_command
+from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
 from bsq_lightning.cli.resume import rewrite_command_line
 
 
@@ -17,10 +17,11 @@ from bsq_lightning.cli.resume import rewrite_command_line
 def train(cfg: DictConfig) -> float:
     """Runs one config and returns its final test accuracy. A finished run is shown again, not repeated."""
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
-    from bsq_lightning.cli.build import check_settings
-    from bsq_lightning.cli.launch_ranks import run_ranks, starts_ranks, stop_politely
-    from bsq_lightning.cli.run import run
-    from bsq_lightning.run_folder import RunFolder
+    with heavy_imports():
+        from bsq_lightning.cli.build import check_settings
+        from bsq_lightning.cli.launch_ranks import run_ranks, starts_ranks, stop_politely
+        from bsq_lightning.cli.run import run
+        from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     check_settings(cfg)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import sys
+import sysconfig
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
@@ -73,6 +76,9 @@ def build_network(
     With ``restored`` a checkpoint will bring weights and precisions, so no file of another run is read. ``scheme``
     gives the bits; without one they are the config's.
     """
+    if cfg.get("channels_last"):
+        # Of the weights only: what a convolution returns takes the layout of its weight, whatever that of the image.
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     quant = cfg.quant
     if stage == "float" or not quant:
         return QuantizedNetwork(net)
@@ -216,8 +222,10 @@ def check_settings(cfg: DictConfig) -> None:
     """Refuses what would train something else than what was asked.
 
     Raises:
-        ValueError: arithmetic below 32 bits throughout, or a strategy that splits parameters.
+        ValueError: arithmetic below 32 bits throughout, a strategy that splits parameters, or nothing to compile with.
     """
+    if cfg.get("compile"):
+        _check_compiler()
     precision, strategy = str(cfg.trainer.get("precision", "32-true")), str(cfg.trainer.get("strategy", "auto"))
     if (
         precision.endswith("-true")
@@ -252,6 +260,22 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError(
             f"trainer.strategy={strategy} splits parameters between devices, and the planes of a weight with them; "
             "not supported yet: use ddp"
+        )
+
+
+def _check_compiler() -> None:
+    """Raises ValueError where torch.compile would fail at the first step, minutes later and with a long traceback."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"compile=true needs a C++ compiler, and there is no {compiler} here: install it (Debian: apt-get install "
+            "g++), set CXX to yours, or leave compile out"
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        raise ValueError(
+            f"compile=true needs the headers of Python, and there is no {header}: install them (Debian: apt-get "
+            "install python3-dev), or leave compile out"
         )
 
 

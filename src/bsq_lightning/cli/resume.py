@@ -10,7 +10,8 @@ from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
     "data.root", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "hydra.verbose",
+    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "hydra.verbose", "compile",
+    "channels_last",
 )  # fmt: skip
 NAME = "resumed_run"
 

@@ -10,11 +10,12 @@ from bsq_lightning.files import write_whole
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
 
-#: What may change between two starts of one run: paths, devices and loggers. Everything else is what the run is.
+#: What may change between two starts of one run: paths, devices and how they compute, loggers. Everything else is
+#: what the run is.
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
-    "callbacks.preemption", "callbacks.rank_agreement",
+    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last",
 )  # fmt: skip
 #: What the float stage does not depend on; runs that agree in all else can share one.
 AFTER_FLOAT = (

@@ -3,6 +3,7 @@
 import logging
 import platform
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -104,7 +105,8 @@ def _run_stage(
             cfg, max_epochs=epochs, callbacks=build_callbacks(cfg, folder.path), logger=mirrors.loggers or False
         )
         log.info("stage %s %s of %d", stage, _where(done), epochs)
-        trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
+        with network.compiled() if cfg.get("compile") else nullcontext():
+            trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
     if stage not in folder.results():
         result = _measure(cfg, module, datamodule)
         folder.add_result(stage, result)
