@@ -1,6 +1,7 @@
 """Runs the commands as a user does, in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ def start(module: str, *arguments: str, cwd: Path | None = None, **environment: 
         text=True,
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
+        # What a shell has put into the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
