@@ -42,7 +42,7 @@ def test_bit_planes_of_resnet20_by_hand(several: bool) -> None:
     )  # fmt: skip
     memory = stage_memory(*stepped(network, SGD), 64, 32, "32-true", several)
     planes = 2 * 8 * QUANTIZED + 20  # and a scale for each of the 20 tensors
-    assert memory.latents == 2 * 4 * planes
+    assert memory.latents == 2 * 4 * planes + 4 * 20 * 8  # momentum of both; a norm for each bit of each tensor
     buffers = 4 * 2 * CHANNELS + 8 * NORMS + 4 * RELUS
     assert memory.weights == 4 * ALL + buffers + 4 * ALL + 4 * (ALL - QUANTIZED)
     assert memory.buckets == (4 * ALL if several else 0)
