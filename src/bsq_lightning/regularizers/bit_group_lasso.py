@@ -57,7 +57,7 @@ class BitGroupLasso(Regularizer):
 
     def _weights_of_bits(self, planes: Mapping[str, BitPlaneQuantizer], like: Tensor) -> Tensor:
         """``alpha n_l P_l / P_tot`` for every bit of every layer, copied to the device only when the bits change."""
-        sizes = [quantizer.planes[0].numel() for quantizer in planes.values()]
+        sizes = [quantizer.planes.numel() // 2 for quantizer in planes.values()]
         bits = [quantizer.precision for quantizer in planes.values()]
         key = (*sizes, *bits, like.dtype, like.device)
         if key != self._key:
@@ -67,7 +67,7 @@ class BitGroupLasso(Regularizer):
         return self._vector
 
     def _weight(self, quantizer: BitPlaneQuantizer, total: int) -> float:
-        return self.alpha * quantizer.planes[0].numel() / total  # alpha n_l P_l / P_tot
+        return self.alpha * (quantizer.planes.numel() // 2) / total  # alpha n_l P_l / P_tot
 
 
 def _planes(quantizers: Mapping[str, WeightQuantizer]) -> dict[str, BitPlaneQuantizer]:
