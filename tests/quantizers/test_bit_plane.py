@@ -85,7 +85,9 @@ def test_fixed_precision_starts_where_planes_end() -> None:
         assert torch.allclose(fixed.weight(), planes.weight(), rtol=1e-15)
 
 
-def trained_in_sixteen_bits(state: dict | None = None, steps: int = 3) -> tuple[QuantizedNetwork, LatentOptimizer]:
+def trained_in_sixteen_bits(
+    state: dict | None = None, steps: int = 3, noise: bool = False
+) -> tuple[QuantizedNetwork, LatentOptimizer]:
     torch.manual_seed(0)
     network = QuantizedNetwork(TinyNet(), partial(BitPlaneQuantizer, state_dtype="bfloat16"), precision=4)
     optimizer = LatentOptimizer(network, partial(torch.optim.SGD, lr=0.05, momentum=0.9), BitGroupLasso(1e-2))
@@ -93,9 +95,10 @@ def trained_in_sixteen_bits(state: dict | None = None, steps: int = 3) -> tuple[
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
     for step in range(3 if state else 0, 3 + steps if state else steps):
-        torch.manual_seed(step)  # as the module does, so that what is rounded by chance does not depend on a stop
+        generator = torch.Generator().manual_seed(step)
         for _, parameter, _ in network.quantizers():
-            parameter.grad = torch.randn_like(parameter)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        torch.manual_seed(torch.seed() if noise else 0)  # as every rank has numbers of its own
         optimizer.step()
     return network, optimizer
 
@@ -119,6 +122,13 @@ def test_sixteen_bits_resume_bit_for_bit() -> None:
     whole, _ = trained_in_sixteen_bits(steps=5)
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.state_dict().items())
+
+
+def test_sixteen_bits_are_rounded_the_same_way_on_all_ranks() -> None:
+    one, _ = trained_in_sixteen_bits(noise=True)
+    other, _ = trained_in_sixteen_bits(noise=True)
+    expected = one.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
 
 
 def test_other_dtypes_of_the_state_are_refused() -> None:

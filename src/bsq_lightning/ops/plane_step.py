@@ -54,11 +54,15 @@ class PlaneTensors(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Hyper-parameters of SGD."""
+    """Hyper-parameters of SGD, and what the rounding of planes in 16 bits is drawn from.
+
+    ``seed`` is another one at every step and the same on all ranks, whose planes would drift apart otherwise.
+    """
 
     lr: float
     momentum: float
     weight_decay: float
+    seed: int = 0
 
 
 @torch.no_grad()
@@ -86,7 +90,7 @@ def _fastest(t: PlaneTensors) -> str:
 @torch.no_grad()
 def plane_step_torch_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step in torch operations, on any device."""
-    for t in tensors:
+    for index, t in enumerate(tensors):
         precision, ones = len(t.decay), [1] * t.weight.dim()
         levels = 2**precision - 1
         bits = torch.arange(precision, device=t.scale.device)
@@ -95,7 +99,7 @@ def plane_step_torch_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
         slope = (t.grad * t.weight).sum() / t.scale + rates.weight_decay * t.scale
 
         decay = (t.decay + rates.weight_decay).view(1, -1, *ones)
-        full = t.planes.dtype == t.weight.dtype
+        full, chance = t.planes.dtype == t.weight.dtype, None
         momentum = t.momentum if full else t.momentum.to(t.weight.dtype)
         planes = t.planes if full else t.planes.to(t.weight.dtype)
         momentum.mul_(rates.momentum).addcmul_(planes, decay).addcmul_(t.grad, signed)
@@ -103,10 +107,11 @@ def plane_step_torch_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
             momentum.add_(t.extra[0])
             slope += t.extra[1]
         if not full:
-            momentum = round_by_chance_(momentum, t.momentum)
+            chance = torch.Generator(t.planes.device).manual_seed(rates.seed * len(tensors) + index)
+            momentum = round_by_chance_(momentum, t.momentum, chance)
         planes.add_(momentum, alpha=-rates.lr).clamp_(0, 2)
         if not full:
-            round_by_chance_(planes, t.planes)
+            round_by_chance_(planes, t.planes, chance)
         t.scale_momentum.mul_(rates.momentum).add_(slope)
         t.scale.add_(t.scale_momentum, alpha=-rates.lr).clamp_(min=SMALLEST_SCALE)
 
@@ -115,7 +120,7 @@ def plane_step_torch_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
         t.weight.copy_((codes.clamp_(-levels, levels) if t.clip else codes) * (t.scale / levels))
 
 
-def round_by_chance_(value: Tensor, target: Tensor) -> Tensor:
+def round_by_chance_(value: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Writes float32 into bfloat16, up or down by chance, so that the mean is the value; returns what was written.
 
     Without it an update below 1/256 of a plane would be lost at every step.
@@ -126,7 +131,7 @@ def round_by_chance_(value: Tensor, target: Tensor) -> Tensor:
         >>> abs(float(mean) - 1 - 1 / 1024) < 2e-4
         True
     """
-    chance = torch.randint(2**16, value.shape, dtype=torch.int32, device=value.device)
+    chance = torch.randint(2**16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
     target.copy_((value.view(torch.int32) + chance).bitwise_and_(-(2**16)).view(torch.float32))
     return target.to(torch.float32)
 

@@ -29,6 +29,7 @@ SOURCE = Path(__file__).with_name("plane_step.cpp")
 # Contraction to fused multiply-adds would round differently from machine to machine.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-fopenmp", "-shared", "-fPIC")  # fmt: skip
+_SPREAD = 0x9E3779B1  # 2^32 / golden ratio: seeds of neighbouring steps share no numbers
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
@@ -71,10 +72,9 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
         # Planes are contiguous; gradients and weights of a network in channels_last are brought into their order.
         dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous()) for t in group]
         layers = (_Layer * len(group))(*(_layer(t) for t in dense))
-        seed = int(torch.randint(2**32, ())) if dtype == torch.bfloat16 else 0
         compiled[f"step_{_DTYPES[dtype]}"](
-            layers, ctypes.c_int(len(group)), ctypes.c_double(rates.lr), ctypes.c_double(rates.momentum),
-            ctypes.c_double(rates.weight_decay), ctypes.c_uint32(seed), ctypes.c_int(torch.get_num_threads()),
+            layers, ctypes.c_int(len(group)), *(ctypes.c_double(rate) for rate in rates[:3]),
+            ctypes.c_uint32(rates.seed * _SPREAD), ctypes.c_int(torch.get_num_threads()),
         )  # fmt: skip
         for t, own in zip(dense, group, strict=True):
             if t.weight is not own.weight:

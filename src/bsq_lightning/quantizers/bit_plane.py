@@ -93,10 +93,15 @@ class BitPlaneQuantizer(WeightQuantizer):
     def sgd_steps_(cls, steps: Sequence[LatentStep], hyper: Mapping[str, float]) -> None:
         """SGD with momentum and weight decay on planes and scales, from G alone (``ops/plane_step.py``).
 
-        ``state`` gets the momentum of ``planes`` and ``scale``, and the ``squares`` of the planes for the next lasso.
+        ``state`` gets the momentum of ``planes`` and ``scale``, the ``squares`` of the planes for the next lasso, and
+        the number of ``steps``, by which planes in 16 bits are rounded the same way on all ranks and after a resume.
         """
-        rates = Rates(hyper["lr"], hyper["momentum"], hyper["weight_decay"])
-        plane_step_([step.quantizer._tensors(step) for step in steps if step.quantizer.precision], rates)
+        steps = [step for step in steps if step.quantizer.precision]
+        count = max((step.state.get("steps", 0) for step in steps), default=0)
+        rates = Rates(hyper["lr"], hyper["momentum"], hyper["weight_decay"], seed=count)
+        plane_step_([step.quantizer._tensors(step) for step in steps], rates)
+        for step in steps:
+            step.state["steps"] = count + 1
 
     def _tensors(self, step: LatentStep) -> PlaneTensors:
         state = step.state
