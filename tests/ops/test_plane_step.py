@@ -120,6 +120,14 @@ def test_gradients_from_elsewhere_are_added() -> None:
         assert torch.allclose(a.planes, b.planes, rtol=1e-13) and torch.allclose(a.scale, b.scale, rtol=1e-13)
 
 
+def test_momentum_of_other_bits_is_refused() -> None:
+    t = tensors(torch.float32)[2]
+    with pytest.raises(
+        ValueError, match=r"momentum of a tensor of 8 bits is \[2, 7, 5, 7, 3, 3\], not \[2, 8, .*forget"
+    ):
+        plane_step_([t._replace(momentum=t.momentum[:, 1:])], RATES)
+
+
 @pytest.mark.parametrize(("compiler", "said"), [("", "no C++ compiler"), ("false", "cannot compile")])
 def test_without_a_compiler_the_step_is_taken_in_torch(compiler: str, said: str, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)

@@ -67,12 +67,30 @@ class Rates(NamedTuple):
 
 @torch.no_grad()
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
-    """The step above for every tensor of ``tensors``, in place."""
+    """The step above for every tensor of ``tensors``, in place.
+
+    Raises:
+        ValueError: momentum or another part has not the shape of the planes, as after an adjustment that left it.
+    """
     groups: dict[str, list[PlaneTensors]] = {}
     for t in tensors:
+        _check_shapes(t)
         groups.setdefault(_fastest(t), []).append(t)
     for way, group in groups.items():
         IMPLEMENTATIONS[way](group, rates)
+
+
+def _check_shapes(t: PlaneTensors) -> None:
+    # Compiled code would write beyond the end of what is too small.
+    bits, whole = (len(t.decay),), (2, len(t.decay), *t.weight.shape)
+    expected = {"planes": whole, "momentum": whole, "grad": tuple(t.weight.shape), "squares": bits}
+    for name, shape in expected.items():
+        found = tuple(getattr(t, name).shape)
+        if found != shape:
+            raise ValueError(
+                f"{name} of a tensor of {len(t.decay)} bits is {list(found)}, not {list(shape)}: after "
+                "adjust_precision_ the optimizer has to forget_momentum_()"
+            )
 
 
 def _fastest(t: PlaneTensors) -> str:

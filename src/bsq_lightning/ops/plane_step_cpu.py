@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from bsq_lightning.ops.plane_step import PlaneTensors, Rates
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("plane_step.cpp")
 # Contraction to fused multiply-adds would round differently from machine to machine.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-         "-fopenmp", "-shared", "-fPIC")  # fmt: skip
+         "-shared", "-fPIC")  # fmt: skip
 _SPREAD = 0x9E3779B1  # 2^32 / golden ratio: seeds of neighbouring steps share no numbers
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
@@ -53,14 +52,17 @@ def library() -> ctypes.CDLL | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "plane_step.so")
-        try:
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(target)], check=True, capture_output=True)
-            return ctypes.CDLL(str(target))
-        except (subprocess.CalledProcessError, OSError) as error:
-            reason = getattr(error, "stderr", None) or str(error).encode()
-            log.info("%s cannot compile the step of bit planes, which is taken in torch operations, slower: %s",
-                     compiler, reason.decode(errors="replace").strip()[-300:])  # fmt: skip
-            return None
+        for threads in (["-fopenmp"], []):  # not every compiler comes with OpenMP; without it there is one thread
+            try:
+                subprocess.run(
+                    [compiler, *FLAGS, *threads, str(SOURCE), "-o", str(target)], check=True, capture_output=True
+                )
+                return ctypes.CDLL(str(target))
+            except (subprocess.CalledProcessError, OSError) as error:
+                reason = getattr(error, "stderr", None) or str(error).encode()
+    log.info("%s cannot compile the step of bit planes, which is taken in torch operations, slower: %s",
+             compiler, reason.decode(errors="replace").strip()[-300:])  # fmt: skip
+    return None
 
 
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
@@ -82,10 +84,5 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
 
 
 def _layer(t: PlaneTensors) -> _Layer:
-    written: tuple[Tensor, ...] = (t.planes, t.momentum, t.scale, t.scale_momentum, t.decay, t.squares)
-    assert all(tensor.is_contiguous() for tensor in written)
-    return _Layer(
-        *(tensor.data_ptr() for tensor in (
-            t.planes, t.momentum, t.grad, t.weight, t.scale, t.scale_momentum, t.decay, t.squares)),
-        t.weight.numel(), len(t.decay), t.clip,
-    )  # fmt: skip
+    assert all(tensor.is_contiguous() for tensor in t[:8])
+    return _Layer(*(tensor.data_ptr() for tensor in t[:8]), t.weight.numel(), len(t.decay), t.clip)

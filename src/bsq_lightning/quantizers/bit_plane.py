@@ -105,6 +105,8 @@ class BitPlaneQuantizer(WeightQuantizer):
 
     def _tensors(self, step: LatentStep) -> PlaneTensors:
         state = step.state
+        if not self.planes.is_contiguous():  # after to(memory_format=channels_last), which takes them for images
+            self.planes.data = self.planes.contiguous()
         if not state:
             state["planes"] = torch.zeros_like(self.planes)
             state["scale"] = torch.zeros_like(self.scale)
