@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsq_lightning.ops import plane_step_cpu
+from bsq_lightning.ops import plane_step, plane_step_cpu
 from bsq_lightning.ops.bit_planes import merge_planes, plane_squares, split_planes
 from bsq_lightning.ops.plane_step import IMPLEMENTATIONS, PlaneTensors, Rates, plane_step_, plane_step_torch_
 
@@ -120,6 +121,23 @@ def test_gradients_from_elsewhere_are_added() -> None:
         assert torch.allclose(a.planes, b.planes, rtol=1e-13) and torch.allclose(a.scale, b.scale, rtol=1e-13)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
+def test_nan_is_passed_on(way, state: torch.dtype) -> None:
+    """A bound in its place would leave a dead layer behind and a finite loss."""
+    t = tensors(torch.float32, state)[2]
+    t.grad.view(-1)[5] = torch.nan
+    way([t], RATES)
+    assert t.weight.isnan().all() and t.scale.isnan()
+    assert t.planes.view(2, 8, -1)[:, :, 5].isnan().all() and int(t.planes.isnan().sum()) == 16
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_source_compiles() -> None:
+    """The other tests are skipped where it does not."""
+    assert plane_step_cpu.library() is not None
+
+
 def test_momentum_of_other_bits_is_refused() -> None:
     t = tensors(torch.float32)[2]
     with pytest.raises(
@@ -154,6 +172,14 @@ def test_weights_in_channels_last_keep_their_layout() -> None:
     plane_step_torch_(expected, RATES)
     assert turned[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(turned[0].weight, expected[0].weight, rtol=1e-13)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+def test_cuda_is_chosen_only_where_triton_works(caplog) -> None:
+    """Its kernels cannot run on a CPU but in the interpreter; there as here it is tried, and said once."""
+    caplog.set_level(logging.INFO)
+    assert plane_step._gpu_kernels_work(torch.device("cpu")) == INTERPRETED
+    assert ("Triton does not work here" in caplog.text) != INTERPRETED
 
 
 @pytest.mark.skipif(INTERPRETED or find_spec("triton") is None, reason="no Triton, or inside its interpreter")

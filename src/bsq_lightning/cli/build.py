@@ -236,6 +236,11 @@ def check_settings(cfg: DictConfig) -> None:
             f"trainer.precision={precision} turns planes and latents into {precision.split('-')[0]}, silently: "
             "use bf16-mixed or 16-mixed, which keep them in 32 bits"
         )
+    if cfg.quant and cfg.quant.get("state_dtype"):
+        if not cfg.quant.bits:
+            raise ValueError("quant.state_dtype is that of bit planes, and this run trains none: leave it out")
+        if precision.startswith("64"):
+            raise ValueError("trainer.precision=64-true turns planes into float64: leave quant.state_dtype out")
     if cfg.preflight not in ("run", "only"):
         raise ValueError(f"preflight is run or only, not {cfg.preflight!r}")
     if cfg.get("scheme") and not (cfg.quant and cfg.quant.scheme):

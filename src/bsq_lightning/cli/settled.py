@@ -74,10 +74,10 @@ def differences(asked: dict[str, Any], kept: dict[str, Any]) -> list[str]:
 def check_same(asked: DictConfig, kept: Any, folder: RunFolder) -> None:
     """Raises ValueError, with the differences, where a settled config is another run than the folder's."""
     new, old = (_without(_flat(OmegaConf.to_container(config)), FREE) for config in (asked, kept))
-    if new != old:
+    if found := differences(new, old):  # a setting that is newer than the run, and off, is no difference
         raise ValueError(
             f"{folder.path} holds a run with another config, which would be continued under a false name. "
-            f"Choose another folder; they differ in: {'; '.join(differences(new, old))}"
+            f"Choose another folder; they differ in: {'; '.join(found)}"
         )
 
 

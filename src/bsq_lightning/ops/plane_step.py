@@ -12,8 +12,9 @@ autograd (Yang et al., ICLR 2021). ``plane_step_`` takes the fastest way that th
 numbers up to rounding.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from bsq_lightning.ops import plane_step_cpu
 from bsq_lightning.ops.bit_planes import merge_planes, plane_squares
 
+log = logging.getLogger(__name__)
 SMALLEST_SCALE = 1e-8
 
 
@@ -56,7 +58,8 @@ class PlaneTensors(NamedTuple):
 class Rates(NamedTuple):
     """Hyper-parameters of SGD, and what the rounding of planes in 16 bits is drawn from.
 
-    ``seed`` is another one at every step and the same on all ranks, whose planes would drift apart otherwise.
+    ``seed`` is another one at every step since the last adjustment, and the same on all ranks, whose planes would
+    drift apart otherwise.
     """
 
     lr: float
@@ -102,7 +105,24 @@ def _fastest(t: PlaneTensors) -> str:
         return "torch"
     if device == "cpu" and plane_step_cpu.library() is not None:
         return "cpu"
-    return "cuda" if device == "cuda" and find_spec("triton") is not None else "torch"
+    return "cuda" if device == "cuda" and _gpu_kernels_work(t.weight.device) else "torch"
+
+
+@cache
+def _gpu_kernels_work(device: torch.device) -> bool:
+    """Whether Triton can compile and launch here: it needs a C compiler, Python's headers and a folder to write to."""
+    one = torch.ones(1, device=device)
+    planes = one.new_zeros(2, 1, 1)
+    tensors = PlaneTensors(
+        planes, planes.clone(), one, one.clone(), one[0].clone(), one[0].clone(), one, one.clone(), True
+    )
+    try:
+        _plane_step_cuda_([tensors], Rates(0.0, 0.0, 0.0))
+    except Exception as error:  # Triton's own are of many kinds
+        log.info("Triton does not work here, so bit planes take their step in torch operations, with the same result, "
+                 "slower: %s", str(error).strip()[-300:] or type(error).__name__)  # fmt: skip
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -50,16 +51,17 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         log.info("no C++ compiler: bit planes take their step in torch operations, with the same result, slower")
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "plane_step.so")
-        for threads in (["-fopenmp"], []):  # not every compiler comes with OpenMP; without it there is one thread
-            try:
-                subprocess.run(
-                    [compiler, *FLAGS, *threads, str(SOURCE), "-o", str(target)], check=True, capture_output=True
-                )
-                return ctypes.CDLL(str(target))
-            except (subprocess.CalledProcessError, OSError) as error:
-                reason = getattr(error, "stderr", None) or str(error).encode()
+    reason = b""
+    # Not every compiler comes with OpenMP, and on macOS a second copy of it ends the process. Without: one thread.
+    for threads in ([],) if sys.platform == "darwin" else (["-fopenmp"], []):
+        try:
+            # On a network file system the loaded file stays until the process ends.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                target = str(Path(folder, "plane_step.so"))
+                subprocess.run([compiler, *FLAGS, *threads, str(SOURCE), "-o", target], check=True, capture_output=True)
+                return ctypes.CDLL(target)
+        except (subprocess.CalledProcessError, OSError) as error:
+            reason = getattr(error, "stderr", None) or str(error).encode()
     log.info("%s cannot compile the step of bit planes, which is taken in torch operations, slower: %s",
              compiler, reason.decode(errors="replace").strip()[-300:])  # fmt: skip
     return None

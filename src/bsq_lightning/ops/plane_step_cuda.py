@@ -10,6 +10,7 @@ of the kernel works on. Sums run in the order of the pieces, without atomics, so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
@@ -41,10 +42,17 @@ def _hash(x):
 
 
 @triton.jit
+def _clamp(x, low, high):
+    # By default the bound would take the place of a NaN, and a layer would die without a word.
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _round_by_chance(x, random):
     """float32 whose lower half is zero, as bfloat16 keeps it, up or down by chance so that the mean is x."""
     bits = x.to(tl.uint32, bitcast=True) + (random & 0xFFFF)
-    return (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, (bits & 0xFFFF0000).to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
@@ -72,22 +80,25 @@ def scale_kernel(table, rates, dots, steps, full: tl.constexpr):
     layer = tl.program_id(0)
     lr, mu, weight_decay = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2)
     first = _entry(table, layer, 11)
-    slope = tl.load(dots + first)
-    for k in range(1, _entry(table, layer, 12)):
-        slope += tl.load(dots + first + k)
+    count = _entry(table, layer, 12)
+    sums = tl.zeros([1024], full)
+    for k in range(0, count, 1024):
+        some = k + tl.arange(0, 1024)
+        sums += tl.load(dots + first + some, mask=some < count, other=0.0)
+    slope = tl.sum(sums, 0)
     levels = ((1 << _entry(table, layer, 9)) - 1).to(full)
     scale_at = _entry(table, layer, 4).to(tl.pointer_type(full))
     momentum_at = _entry(table, layer, 5).to(tl.pointer_type(full))
     scale = tl.load(scale_at)
     momentum = mu * tl.load(momentum_at) + slope / scale + weight_decay * scale
     tl.store(steps + 2 * layer, _divide(scale, levels, full))
-    scale = tl.maximum(scale - lr * momentum, 1e-8)
+    scale = _clamp(scale - lr * momentum, 1e-8, float("inf"))
     tl.store(steps + 2 * layer + 1, _divide(scale, levels, full))
     tl.store(momentum_at, momentum)
     tl.store(scale_at, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def step_kernel(
     table, rates, pieces, steps, squares, seed, full: tl.constexpr, stored: tl.constexpr, magic: tl.constexpr,
     size: tl.constexpr,
@@ -118,10 +129,10 @@ def step_kernel(
             if stored == tl.bfloat16:
                 random = _hash(_hash((seed + layer).to(tl.uint32)) ^ at.to(tl.uint32))
                 v = _round_by_chance(v, random)
-                p = tl.minimum(tl.maximum(p - lr * v, 0.0), 2.0)
+                p = _clamp(p - lr * v, 0.0, 2.0)
                 p = _round_by_chance(p, random >> 16)
             else:
-                p = tl.minimum(tl.maximum(p - lr * v, 0.0), 2.0)
+                p = _clamp(p - lr * v, 0.0, 2.0)
             tl.store(momenta + at, v.to(stored), mask=inside)
             tl.store(planes + at, p.to(stored), mask=inside)
             value += signed * p
@@ -131,7 +142,7 @@ def step_kernel(
     # Adding and taking away 1.5 * 2^(mantissa bits) rounds half to even, as torch.round does.
     codes = (value + magic) - magic
     top = tl.where(_entry(table, layer, 10) != 0, ((1 << precision) - 1).to(full), float("inf"))
-    codes = tl.minimum(tl.maximum(codes, -top), top)
+    codes = _clamp(codes, -top, top)
     tl.store(_entry(table, layer, 3).to(tl.pointer_type(full)) + i, codes * new_step, mask=inside)
 
 
@@ -139,11 +150,14 @@ def step_kernel(
 def squares_kernel(table, squares, full: tl.constexpr):
     layer = tl.program_id(0)
     first = _entry(table, layer, 11)
+    count = _entry(table, layer, 12)
     bits = tl.arange(0, 16)
-    sums = tl.zeros([16], full)
-    for k in range(_entry(table, layer, 12)):
-        sums += tl.load(squares + (first + k) * 16 + bits)
-    tl.store(_entry(table, layer, 7).to(tl.pointer_type(full)) + bits, sums, mask=bits < _entry(table, layer, 9))
+    sums = tl.zeros([64, 16], full)
+    for k in range(0, count, 64):
+        some = k + tl.arange(0, 64)
+        sums += tl.load(squares + (first + some[:, None]) * 16 + bits, mask=some[:, None] < count, other=0.0)
+    at = _entry(table, layer, 7).to(tl.pointer_type(full)) + bits
+    tl.store(at, tl.sum(sums, 0), mask=bits < _entry(table, layer, 9))
 
 
 @lru_cache(maxsize=16)
@@ -165,11 +179,12 @@ def _pieces(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, tuple
 
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step, for tensors on a GPU in float32 or float64, with planes in that dtype or in bfloat16."""
-    for stored in {t.planes.dtype for t in tensors}:
-        group = [t for t in tensors if t.planes.dtype == stored]
-        dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous(), decay=t.decay.contiguous())
-                 for t in group]  # fmt: skip
-        _launch(dense, rates, stored)
+    for stored, device in {(t.planes.dtype, t.planes.device) for t in tensors}:
+        group = [t for t in tensors if (t.planes.dtype, t.planes.device) == (stored, device)]
+        dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous()) for t in group]
+        # Triton launches on the current device, wherever the tensors are.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            _launch(dense, rates, stored)
         for t, own in zip(dense, group, strict=True):
             if t.weight is not own.weight:
                 own.weight.copy_(t.weight)

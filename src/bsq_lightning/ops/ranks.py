@@ -87,7 +87,8 @@ def checksum(tensor: Tensor) -> Tensor:
         (True, False)
     """
     flat = tensor.detach().contiguous().flatten()
-    words = flat.view(torch.int32) if flat.element_size() % 4 == 0 else flat.to(torch.int32)
+    whole = {1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32)
+    words = flat.to(torch.uint8) if flat.dtype == torch.bool else flat.view(whole)
     total = torch.full((), tensor.numel(), dtype=torch.int64, device=tensor.device)
     for start in range(0, len(words), _CHUNK):
         chunk = words[start : start + _CHUNK].long()

@@ -56,6 +56,10 @@ class BitPlaneQuantizer(WeightQuantizer):
             raise ValueError(f"quant.precision={precision} is above quant.max_precision={max_precision}")
         if state_dtype not in (None, "bfloat16"):
             raise ValueError(f"quant.state_dtype is null (as the weights, exact) or bfloat16, not {state_dtype!r}")
+        if state_dtype and weight.dtype != torch.float32:
+            raise ValueError(
+                f"quant.state_dtype=bfloat16 is for weights in float32, not in {weight.dtype}: leave it out"
+            )
         if not bool(weight.any()):
             raise ValueError(
                 "all weights are zero, so there is no scale to start from: give trained weights or skip it"
@@ -116,8 +120,8 @@ class BitPlaneQuantizer(WeightQuantizer):
             state["squares"] = self.scale.new_zeros(self.precision)
         decay = step.plane_decay if step.plane_decay is not None else self.scale.new_zeros(self.precision)
         return PlaneTensors(
-            self.planes, state["planes"], step.grad, step.weight, self.scale, state["scale"], decay, state["squares"],
-            clip=self._clips, extra=step.penalty_gradients,
+            self.planes, state["planes"], step.grad, step.weight, self.scale, state["scale"],
+            decay.to(self.scale.dtype), state["squares"], clip=self._clips, extra=step.penalty_gradients,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -49,7 +49,9 @@ class BitGroupLasso(Regularizer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         planes = _planes(quantizers)
         # All layers in one vector, so that the number of operations does not grow with theirs.
-        known = [squares[n] if n in squares else plane_squares(q.planes.detach()) for n, q in planes.items()]
+        # What is known of other bits than there are now is from before an adjustment.
+        fresh = {name for name, q in planes.items() if name in squares and len(squares[name]) == q.precision}
+        known = [squares[n] if n in fresh else plane_squares(q.planes.detach()) for n, q in planes.items()]
         norms = (torch.cat(known) + EPSILON).sqrt()
         weights = self._weights_of_bits(planes, norms)
         decays = (weights / norms).split([quantizer.precision for quantizer in planes.values()])
@@ -59,7 +61,7 @@ class BitGroupLasso(Regularizer):
         """``alpha n_l P_l / P_tot`` for every bit of every layer, copied to the device only when the bits change."""
         sizes = [quantizer.planes.numel() // 2 for quantizer in planes.values()]
         bits = [quantizer.precision for quantizer in planes.values()]
-        key = (*sizes, *bits, like.dtype, like.device)
+        key = (self.alpha, *sizes, *bits, like.dtype, like.device)
         if key != self._key:
             total = _weights(planes)
             each = [self.alpha * size / total for size, n in zip(sizes, bits, strict=True) for _ in range(n)]
