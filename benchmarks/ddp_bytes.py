@@ -1,7 +1,7 @@
 """Bytes that DDP all-reduces in a training step: float network, BSQ of this project, planes as Parameters.
 
 Two gloo processes, one step each, gradients counted where DDP hands its buckets over, other tensors at the call.
-Command: python benchmarks/ddp_bytes.py [--model resnet20] [--precision 8]
+Command: python -m benchmarks.ddp_bytes [--model resnet20] [--precision 8]
 """
 
 import argparse
@@ -9,47 +9,17 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.naive import NaiveBSQ
+from benchmarks.sides import ALPHA, SGD, bsq, layer_sizes, quantized
 from bsq_lightning import models
-from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.optimizer import LatentOptimizer
-from bsq_lightning.quantizers import BitPlaneQuantizer, relu6_or_pact
-from bsq_lightning.regularizers import BitGroupLasso
-
-SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-SKIP = ["*.downsample.0"]
-
-
-class PlanesAsParameters(nn.Module):
-    """The weights of ``network`` as sums over planes that autograd sees, as the 2021 code has them."""
-
-    def __init__(self, network: QuantizedNetwork) -> None:
-        super().__init__()
-        self.net = network.net
-        self.planes, self.scales = nn.ParameterDict(), nn.ParameterDict()
-        for name, parameter, quantizer in network.quantizers():
-            assert isinstance(quantizer, BitPlaneQuantizer)
-            parameter.requires_grad_(False)
-            self.planes[name.replace(".", "/")] = quantizer.planes.detach().clone()
-            self.scales[name.replace(".", "/")] = quantizer.scale.detach().clone()
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = {}
-        for key, planes in self.planes.items():
-            worth = 2.0 ** torch.arange(planes.shape[1])
-            codes = torch.einsum("b,b...->...", worth, planes[0] - planes[1])
-            codes = codes + (codes.round() - codes).detach()
-            weights[key.replace("/", ".") + ".weight"] = self.scales[key] * codes / worth.sum()
-        return functional_call(self.net, weights, x)
 
 
 class Count:
@@ -80,18 +50,18 @@ class Count:
 def measure(kind: str, model: str, precision: int) -> dict[str, int]:
     torch.manual_seed(0)
     net = getattr(models, model)()
-    network = QuantizedNetwork(net, BitPlaneQuantizer, relu6_or_pact, precision=precision, act_precision=4, skip=SKIP)
+    network = quantized(net, precisions=dict.fromkeys(layer_sizes(net), precision))
     module: nn.Module = network
     if kind == "float":
-        module = getattr(models, model)()
+        module = net
     elif kind == "planes as Parameters":
-        module = PlanesAsParameters(network)
+        module = NaiveBSQ(network, ALPHA)
     count = Count()
     wrapped = DistributedDataParallel(module)
     wrapped.register_comm_hook(None, count.bucket)
     optimizer: torch.optim.Optimizer
     if kind == "BSQ":
-        optimizer = LatentOptimizer(network, SGD, BitGroupLasso(5e-3))
+        optimizer = bsq(network)
     else:
         optimizer = SGD([p for p in module.parameters() if p.requires_grad])
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))

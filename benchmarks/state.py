@@ -1,6 +1,5 @@
 """Bytes that a quantized weight costs beyond its W and G, and the resident peak of a training step."""
 
-import inspect
 import multiprocessing
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -105,11 +104,8 @@ def run(settings: Settings) -> Report:
     at_mean = state_bytes(net, device, precisions=three)
     # In proportion to the bits left, but for a scale and a few norms of every layer.
     report.add(f"state per weight, a mean of {mean:.2f} bits", at_mean, "B", at_most=16 * mean * 1.01)
-    if "state_dtype" in inspect.signature(BitPlaneQuantizer).parameters:
-        half = state_bytes(net, device, partial(BitPlaneQuantizer, **{"state_dtype": "bfloat16"}))
-        report.add("state per weight, 8 bits in bfloat16", half, "B", at_most=64.0)
-    else:
-        report.add("state per weight, 8 bits in bfloat16", "left out: BitPlaneQuantizer has no state_dtype")
+    half = state_bytes(net, device, partial(BitPlaneQuantizer, state_dtype="bfloat16"))
+    report.add("state per weight, 8 bits in bfloat16", half, "B", at_most=64.0)
     report.add("state per weight, naive BSQ, 8 bits", naive_bytes(net, device), "B")
 
     big = resnet50(settings)

@@ -4,7 +4,7 @@ With G = dL/dW, c_b = 2^b scale / (2^n - 1), momentum mu, rate lr, and k_b = wei
 
     v_p <- mu v_p + c_b G + k_b p      p <- clamp(p - lr v_p, 0, 2)
     v_q <- mu v_q - c_b G + k_b q      q <- clamp(q - lr v_q, 0, 2)
-    v_s <- mu v_s + sum(G W) / scale + decay scale      scale <- max(scale - lr v_s, 1e-8)
+    v_s <- mu v_s + sum(G W) / scale + weight decay * scale      scale <- max(scale - lr v_s, 1e-8)
     W   <- clip(round(sum_b 2^b (p_b - q_b))) scale / (2^n - 1)
 
 The gradients of planes have rank one, so none is ever stored; the trajectory is that of planes as Parameters under
@@ -25,6 +25,7 @@ from bsq_lightning.ops.bit_planes import merge_planes, plane_squares
 
 log = logging.getLogger(__name__)
 SMALLEST_SCALE = 1e-8
+_SPREAD = 0x9E3779B1  # 2^32 / golden ratio: neighbouring steps and tensors share no random numbers
 
 
 class PlaneTensors(NamedTuple):
@@ -75,12 +76,18 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     Raises:
         ValueError: momentum or another part has not the shape of the planes, as after an adjustment that left it.
     """
-    groups: dict[str, list[PlaneTensors]] = {}
+    rates = rates._replace(seed=rates.seed * _SPREAD % 2**31)
+    groups: dict[tuple[str, torch.dtype, torch.device], list[PlaneTensors]] = {}
     for t in tensors:
         _check_shapes(t)
-        groups.setdefault(_fastest(t), []).append(t)
-    for way, group in groups.items():
-        IMPLEMENTATIONS[way](group, rates)
+        groups.setdefault((_fastest(t), t.planes.dtype, t.planes.device), []).append(t)
+    for (way, _, _), group in groups.items():
+        # Planes are contiguous; gradients and weights of a network in channels_last are brought into their order.
+        dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous()) for t in group]
+        IMPLEMENTATIONS[way](dense, rates)
+        for t, own in zip(dense, group, strict=True):
+            if t.weight is not own.weight:
+                own.weight.copy_(t.weight)
 
 
 def _check_shapes(t: PlaneTensors) -> None:
@@ -185,4 +192,5 @@ IMPLEMENTATIONS: dict[str, Callable[[Sequence[PlaneTensors], Rates], None]] = {
     "cpu": plane_step_cpu.plane_step_,
     "cuda": _plane_step_cuda_,
 }
-"""Every way to take the step; a test holds each to the first."""
+"""Every way to take the step, for contiguous tensors on one device with planes of one dtype; a test holds each to the
+first."""

@@ -29,7 +29,6 @@ SOURCE = Path(__file__).with_name("plane_step.cpp")
 # Contraction to fused multiply-adds would round differently from machine to machine.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-shared", "-fPIC")  # fmt: skip
-_SPREAD = 0x9E3779B1  # 2^32 / golden ratio: seeds of neighbouring steps share no numbers
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
@@ -71,18 +70,11 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step, for tensors on the CPU in float32 or float64, with planes in that dtype or in bfloat16."""
     compiled = library()
     assert compiled is not None
-    for dtype in {t.planes.dtype for t in tensors}:
-        group = [t for t in tensors if t.planes.dtype == dtype]
-        # Planes are contiguous; gradients and weights of a network in channels_last are brought into their order.
-        dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous()) for t in group]
-        layers = (_Layer * len(group))(*(_layer(t) for t in dense))
-        compiled[f"step_{_DTYPES[dtype]}"](
-            layers, ctypes.c_int(len(group)), *(ctypes.c_double(rate) for rate in rates[:3]),
-            ctypes.c_uint32(rates.seed * _SPREAD), ctypes.c_int(torch.get_num_threads()),
-        )  # fmt: skip
-        for t, own in zip(dense, group, strict=True):
-            if t.weight is not own.weight:
-                own.weight.copy_(t.weight)
+    compiled[f"step_{_DTYPES[tensors[0].planes.dtype]}"](
+        (_Layer * len(tensors))(*(_layer(t) for t in tensors)), ctypes.c_int(len(tensors)),
+        *(ctypes.c_double(rate) for rate in rates[:3]), ctypes.c_uint32(rates.seed),
+        ctypes.c_int(torch.get_num_threads()),
+    )  # fmt: skip
 
 
 def _layer(t: PlaneTensors) -> _Layer:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from bsq_lightning.ops.plane_step import PlaneTensors, Rates
 
 PIECE = 1024  # weights of one program
-COLUMNS = 13  # of the table: eight addresses, size, precision, clip, first piece, number of pieces
-MAX_PRECISION = 16
+COLUMNS = tl.constexpr(13)  # of the table: eight addresses, size, precision, clip, first piece, number of pieces
+MAX_PRECISION = tl.constexpr(16)
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
 
 
 @triton.jit
 def _entry(table, layer, column: tl.constexpr):
-    return tl.load(table + layer * 13 + column)
+    return tl.load(table + layer * COLUMNS + column)
 
 
 @triton.jit
@@ -138,7 +138,7 @@ def step_kernel(
             value += signed * p
             sums += p * p
         worth *= 2
-        tl.store(squares + piece * 16 + bit, tl.sum(tl.where(inside, sums, 0.0), 0))
+        tl.store(squares + piece * MAX_PRECISION + bit, tl.sum(tl.where(inside, sums, 0.0), 0))
     # Adding and taking away 1.5 * 2^(mantissa bits) rounds half to even, as torch.round does.
     codes = (value + magic) - magic
     top = tl.where(_entry(table, layer, 10) != 0, ((1 << precision) - 1).to(full), float("inf"))
@@ -151,11 +151,11 @@ def squares_kernel(table, squares, full: tl.constexpr):
     layer = tl.program_id(0)
     first = _entry(table, layer, 11)
     count = _entry(table, layer, 12)
-    bits = tl.arange(0, 16)
-    sums = tl.zeros([64, 16], full)
+    bits = tl.arange(0, MAX_PRECISION)
+    sums = tl.zeros([64, MAX_PRECISION], full)
     for k in range(0, count, 64):
         some = k + tl.arange(0, 64)
-        sums += tl.load(squares + (first + some[:, None]) * 16 + bits, mask=some[:, None] < count, other=0.0)
+        sums += tl.load(squares + (first + some[:, None]) * MAX_PRECISION + bits, mask=some[:, None] < count, other=0.0)
     at = _entry(table, layer, 7).to(tl.pointer_type(full)) + bits
     tl.store(at, tl.sum(sums, 0), mask=bits < _entry(table, layer, 9))
 
@@ -179,18 +179,13 @@ def _pieces(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, tuple
 
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step, for tensors on a GPU in float32 or float64, with planes in that dtype or in bfloat16."""
-    for stored, device in {(t.planes.dtype, t.planes.device) for t in tensors}:
-        group = [t for t in tensors if (t.planes.dtype, t.planes.device) == (stored, device)]
-        dense = [t._replace(grad=t.grad.contiguous(), weight=t.weight.contiguous()) for t in group]
-        # Triton launches on the current device, wherever the tensors are.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            _launch(dense, rates, stored)
-        for t, own in zip(dense, group, strict=True):
-            if t.weight is not own.weight:
-                own.weight.copy_(t.weight)
+    device = tensors[0].planes.device
+    # Triton launches on the current device, wherever the tensors are.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        _launch(tensors, rates)
 
 
-def _launch(tensors: Sequence[PlaneTensors], rates: Rates, stored: torch.dtype) -> None:
+def _launch(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     like = tensors[0].scale
     pieces, of_tensor = _pieces(tuple(t.weight.numel() for t in tensors), like.device)
     rows = [(*(x.data_ptr() for x in t[:8]), t.weight.numel(), len(t.decay), int(t.clip), *places)
@@ -199,11 +194,10 @@ def _launch(tensors: Sequence[PlaneTensors], rates: Rates, stored: torch.dtype) 
     rate = _on_device(rates[:3], like.dtype, like.device)
     count = len(pieces) // 2
     dots, steps = like.new_empty(count), like.new_empty(2 * len(tensors))
-    squares = like.new_zeros(count, MAX_PRECISION)
-    seed = rates.seed * 0x9E3779B1 % 2**31  # neighbouring steps share no numbers
-    full: Any = _DTYPES[like.dtype]
+    squares = like.new_zeros(count, MAX_PRECISION.value)
+    full, stored = _DTYPES[like.dtype], _DTYPES[tensors[0].planes.dtype]
     magic = 1.5 * 2.0 ** (52 if like.dtype == torch.float64 else 23)
     dot_kernel[(count,)](table, pieces, dots, full, PIECE)
     scale_kernel[(len(tensors),)](table, rate, dots, steps, full)
-    step_kernel[(count,)](table, rate, pieces, steps, squares, seed, full, _DTYPES[stored], magic, PIECE)
+    step_kernel[(count,)](table, rate, pieces, steps, squares, rates.seed, full, stored, magic, PIECE)
     squares_kernel[(len(tensors),)](table, squares, full)

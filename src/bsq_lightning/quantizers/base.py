@@ -100,7 +100,7 @@ class WeightQuantizer(nn.Module, ABC):
         raise NotImplementedError
 
     def project_(self) -> None:  # noqa: B027
-        """Brings the latents back into their range; called after every step."""
+        """Brings the latents back into their range; called after every step that the quantizer does not take itself."""
 
     def adjust_precision_(self) -> None:  # noqa: B027
         """Re-quantizes and drops what is empty; W does not change. Only some methods do this."""

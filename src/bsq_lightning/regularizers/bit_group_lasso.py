@@ -59,12 +59,10 @@ class BitGroupLasso(Regularizer):
 
     def _weights_of_bits(self, planes: Mapping[str, BitPlaneQuantizer], like: Tensor) -> Tensor:
         """``alpha n_l P_l / P_tot`` for every bit of every layer, copied to the device only when the bits change."""
-        sizes = [quantizer.planes.numel() // 2 for quantizer in planes.values()]
-        bits = [quantizer.precision for quantizer in planes.values()]
-        key = (self.alpha, *sizes, *bits, like.dtype, like.device)
+        key = (self.alpha, like.dtype, like.device, *(quantizer.planes.shape for quantizer in planes.values()))
         if key != self._key:
             total = _weights(planes)
-            each = [self.alpha * size / total for size, n in zip(sizes, bits, strict=True) for _ in range(n)]
+            each = [self._weight(quantizer, total) for quantizer in planes.values() for _ in range(quantizer.precision)]
             self._key, self._vector = key, torch.tensor(each, dtype=like.dtype, device=like.device)
         return self._vector
 
