@@ -21,12 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from bsq_lightning.callbacks import Preempted
 from bsq_lightning.cli.build import check_settings, device_count
 from bsq_lightning.cli.config import USER_ERRORS
+from bsq_lightning.cli.points import STOPPED
 from bsq_lightning.cli.ranks import started_ranks
 from bsq_lightning.cli.run import run
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+#: What ends the ranks when it is sent to the command that started them.
+_SIGNALS = (*STOPPED.values(), signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: Seconds that the ranks have for saving, from the signal that stops them to SIGKILL.
 GRACE = 60
 
@@ -67,7 +69,7 @@ def run_ranks(cfg: DictConfig, folder: RunFolder) -> None:
     # It reports in boxes of stars what is said in one line below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // devices)))
-    before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     log.info("starting %d processes%s", devices, f" on this host, {devices * hosts} in all" if hosts > 1 else "")
     with tempfile.TemporaryDirectory() as temporary:
         order = Path(temporary) / "run.yaml"
@@ -90,7 +92,7 @@ def _launch_config(hosts: int, devices: int) -> Any:
 
     common: dict[str, Any] = {
         "min_nodes": hosts, "max_nodes": hosts, "nproc_per_node": devices, "max_restarts": 0,
-        "signals_to_handle": ",".join(s.name for s in (*_STOPS, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)),
+        "signals_to_handle": ",".join(s.name for s in _SIGNALS),
         "shutdown_timeout": GRACE,
     }  # fmt: skip
     if hosts == 1:
@@ -121,9 +123,8 @@ def _explain(failures: dict[int, Any], ranks: int, folder: RunFolder) -> None:
         return kind, failure.timestamp, rank
 
     rank, failure = min(failures.items(), key=cause)
-    stops = {128 + number: number for number in _STOPS}
-    if failure.exitcode in stops:
-        raise Preempted(stops[failure.exitcode])
+    if failure.exitcode in STOPPED:
+        raise Preempted(STOPPED[failure.exitcode])
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         message = f"rank {rank} of {ranks} was killed by {name}, so the others were ended"

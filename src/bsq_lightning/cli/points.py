@@ -13,7 +13,8 @@ from pathlib import Path
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-_STOPPED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+#: The signals after which a run saves and ends, by the exit status that it then has.
+STOPPED = {128 + number: number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,9 @@ def _report(process: _Process) -> bool:
             accuracy = f", test accuracy {100 * folder.summary()['accuracy']['final']['test/acc']:.2f} %"
         log.info("%s ends after %.0f s%s%s", name, seconds, bits, accuracy)
         return True
-    if code in _STOPPED:
+    if code in STOPPED:
         log.warning("%s was stopped by %s after %.0f s and has saved: the same command goes on", name,
-                    _STOPPED[code], seconds)  # fmt: skip
+                    STOPPED[code].name, seconds)  # fmt: skip
         return False
     if folder.error() is None:
         ending = (folder.path / "output.log").read_text(errors="replace").strip().splitlines()[-3:]
