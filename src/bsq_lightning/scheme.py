@@ -4,30 +4,55 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 FLOAT_BITS = 32
+PIXEL_BITS = 8
 
 
 @dataclass(frozen=True)
 class LayerScheme:
-    """One quantized tensor: its name, number of weights, bits of magnitude, the value of one code step, and the
-    multiply-accumulates of its layer for one image (0: not counted)."""
+    """One quantized tensor.
+
+    Args:
+        name: of its layer.
+        size: number of weights.
+        precision: bits of magnitude, the sign not counted; a mean where the method mixes them.
+        step: the value of one code; the mean over output channels where each has its own.
+        macs: multiply-accumulates of its layer for one image; 0 if not counted.
+        bits_of_input: bits of what its layer reads; 0 if not known.
+        stored: bits of the codes without and with signs, and of steps, where they do not follow from ``precision``.
+    """
 
     name: str
     size: int
-    precision: int
+    precision: int | float
     step: float
     macs: int = 0
+    bits_of_input: int = 0
+    stored: tuple[int, int, int] | None = None
 
     @property
     def bits(self) -> int:
         """Bits of magnitude of the whole tensor, as the BSQ paper counts them."""
-        return self.size * self.precision
+        return self.stored[0] if self.stored else self.size * int(self.precision)
 
     @property
     def signed_bits(self) -> int:
         """Bits with one sign bit for every weight of a tensor that is not empty."""
-        return self.size * (self.precision + 1) if self.precision else 0
+        if self.stored:
+            return self.stored[1]
+        return self.size * (int(self.precision) + 1) if self.precision else 0
+
+    @property
+    def side_bits(self) -> int:
+        """Bits of its step, or steps."""
+        return self.stored[2] if self.stored else FLOAT_BITS
+
+    @property
+    def weight_bits(self) -> float:
+        """Bits of one weight with its sign, which an operation of its layer takes."""
+        return self.signed_bits / self.size if self.size else 0.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +61,13 @@ class Scheme:
 
     Three sizes are kept side by side, because papers count differently: magnitude bits of the quantized weights
     (the BSQ paper), the same with the sign bit, and every parameter of the model.
+
+    Args:
+        layers: the quantized tensors, in the order of the network.
+        float_parameters: parameters that stay in 32-bit float.
+        act_precision: bits of activations, 0 for float.
+        float_macs: multiply-accumulates of the layers that stay float.
+        tied: for each further layer that uses a tensor again: the tensor's name, its own MACs and bits of its input.
 
     Example:
         >>> scheme = Scheme((LayerScheme("conv", 100, 3, 0.1), LayerScheme("fc", 100, 1, 0.2)), float_parameters=20)
@@ -49,6 +81,7 @@ class Scheme:
     float_parameters: int = 0
     act_precision: int = 0
     float_macs: int = 0
+    tied: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def size(self) -> int:
@@ -68,7 +101,7 @@ class Scheme:
         if counting == "signed":
             return signed
         if counting == "model":
-            return signed + FLOAT_BITS * (self.float_parameters + len(self.layers))
+            return signed + FLOAT_BITS * self.float_parameters + sum(layer.side_bits for layer in self.layers)
         raise ValueError(f"counting is one of paper, signed, model, not {counting!r}")
 
     def compression(self, counting: str) -> float:
@@ -81,17 +114,21 @@ class Scheme:
 
     @property
     def gbops(self) -> float | None:
-        """Bit operations of one image in 1e9: sum of MACs x bits of the weight x bits of the layer's input.
+        """Bit operations of one image in 1e9: sum of MACs x bits of the weight, sign included, x bits of what is read.
 
-        A weight has its bits of magnitude and one sign bit; the first layer reads 8-bit pixels, the others activations
-        of ``act_precision`` bits (32 where that is 0); layers that stay float count 32 x 32. None: MACs not counted.
+        A layer reads 8-bit pixels, activations at their bits, or floats at 32 (``bits_of_input``; in files that do not
+        tell it, the first quantized layer is taken to read pixels and the others quantized activations). Layers that
+        stay float count 32 x 32. None: MACs not counted.
         """
         if not any(layer.macs for layer in self.layers):
             return None
-        acts = [8] + [self.act_precision or FLOAT_BITS] * (len(self.layers) - 1)
-        weights = [layer.precision + 1 if layer.precision else 0 for layer in self.layers]
-        quantized = sum(layer.macs * w * a for layer, w, a in zip(self.layers, weights, acts, strict=True))
-        return (quantized + self.float_macs * FLOAT_BITS**2) / 1e9
+        act = self.act_precision or FLOAT_BITS
+        total = self.float_macs * FLOAT_BITS**2
+        for place, layer in enumerate(self.layers):
+            total += layer.macs * layer.weight_bits * (layer.bits_of_input or (act if place else PIXEL_BITS))
+        weights = {layer.name: layer.weight_bits for layer in self.layers}
+        total += sum(macs * weights[name] * (read or act) for name, macs, read in self.tied)
+        return total / 1e9
 
     def sizes(self) -> dict[str, dict[str, float | int | None]]:
         """The three sizes with their compressions, ready for JSON (an infinite compression is None)."""
@@ -102,7 +139,7 @@ class Scheme:
             result[counting] = {"bits": bits, "compression": ratio if math.isfinite(ratio) else None}
         return result
 
-    def precisions(self) -> dict[str, int]:
+    def precisions(self) -> dict[str, int | float]:
         """Bits by tensor name."""
         return {layer.name: layer.precision for layer in self.layers}
 
@@ -127,15 +164,18 @@ class Scheme:
                 LayerScheme(
                     str(row["name"]),
                     int(row["size"]),
-                    int(row["precision"]),
+                    _bits(row["precision"]),
                     float(row["step"]),
                     int(row.get("macs", 0)),
-                )  # fmt: skip
+                    int(row.get("bits_of_input", 0)),
+                    _stored(row.get("stored")),
+                )
                 for row in content["layers"]
             )
             scheme = cls(
                 layers, int(content["float_parameters"]), int(content["act_precision"]),
                 int(content.get("float_macs", 0)),
+                tuple((str(name), int(macs), int(read)) for name, macs, read in content.get("tied", ())),
             )  # fmt: skip
             float(scheme.bits("model"))  # JSON has no largest number
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -160,3 +200,17 @@ class Scheme:
         if not path.is_file():
             raise FileNotFoundError(f"no scheme file at {path}: give the scheme.json of a finished run folder")
         return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _bits(value: Any) -> int | float:
+    """Whole where it is whole; a mean of bits may have a fraction."""
+    return int(value) if int(value) == float(value) else float(value)
+
+
+def _stored(value: Any) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    magnitude, signed, side = (int(bits) for bits in value)
+    if not 0 <= magnitude <= signed or side < 0:
+        raise ValueError(f"stored bits of {value}")
+    return magnitude, signed, side
