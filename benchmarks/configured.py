@@ -6,8 +6,10 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from bsq_lightning.cli.build import build_callbacks, build_datamodule, build_module, build_net, build_network
-from bsq_lightning.cli.build import build_trainer as build_trainer
+from bsq_lightning.cli.building.data import build_datamodule
+from bsq_lightning.cli.building.networks import build_module, build_net, build_network
+from bsq_lightning.cli.building.trainers import build_callbacks
+from bsq_lightning.cli.building.trainers import build_trainer as build_trainer
 from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import QuantModule

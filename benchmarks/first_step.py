@@ -53,7 +53,7 @@ def help_seconds(settings: Settings) -> float:
 
 def import_seconds(settings: Settings) -> dict[str, float]:
     """Seconds of the imports of a run, by top package; each counts what it executes itself."""
-    code = "import bsq_lightning.train, bsq_lightning.cli.run, hydra"
+    code = "import bsq_lightning.train, bsq_lightning.cli.run.one_run, hydra"
     command = [sys.executable, "-X", "importtime", "-c", code]
     result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment(settings))
     found: Counter[str] = Counter()

@@ -14,7 +14,7 @@ from benchmarks.harness import Settings
 from benchmarks.naive import NaiveBSQ
 from bsq_lightning.models import ResNetCifar
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.ops.memory import saved_bytes
+from bsq_lightning.ops.tensor_bytes import saved_bytes
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, WeightQuantizer, relu6_or_pact
 from bsq_lightning.regularizers import BitGroupLasso

@@ -32,7 +32,7 @@ from benchmarks.sides import (
     resnet50,
     trained_step,
 )
-from bsq_lightning.ops.memory import tensor_bytes
+from bsq_lightning.ops.tensor_bytes import tensor_bytes
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer
 
 

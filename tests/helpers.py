@@ -1,6 +1,8 @@
-"""The lists that drive the laws: a new implementation is one row here."""
+"""The lists that drive the laws: a new implementation is one row here, with the oracle it is held to."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,15 +11,92 @@ from torch import Tensor, nn
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, WeightQuantizer
 from bsq_lightning.regularizers import BitGroupLasso, Regularizer
 
-QUANTIZERS: dict[str, Callable[..., WeightQuantizer]] = {
-    "bit_plane": BitPlaneQuantizer,
-    "bit_plane_reference": partial(BitPlaneQuantizer, clip_always=True, min_precision=1),
-    "latent_scale": LatentQuantizer,
-    "latent_weight": partial(LatentQuantizer, step="mse", units="weight"),
+Bounds = tuple[Tensor | float, Tensor | float]
+ANYWHERE: Bounds = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A weight quantizer and what the laws hold it to.
+
+    Args:
+        build: called as ``build(tensor, precision=bits)``.
+        relaxed: W as a function of ``latents()`` with the gradients its paper prescribes, for autograd; slow, obvious.
+        bounds: for each of ``latents()``, the range that ``project_`` keeps it in.
+        precisions: bits that the method has.
+        disturb: moves the latents to where training may bring them.
+    """
+
+    build: Callable[..., WeightQuantizer]
+    relaxed: Callable[[WeightQuantizer], Tensor]
+    bounds: Callable[[WeightQuantizer], Sequence[Bounds]]
+    precisions: tuple[int, ...] = (1, 2, 5, 8)
+    disturb: Callable[[WeightQuantizer], None] = lambda quantizer: shrink(quantizer)
+
+
+def shrink(quantizer: WeightQuantizer) -> None:
+    """Every latent times a random number below 1.5."""
+    with torch.no_grad():
+        for latent in quantizer.latents():
+            latent.mul_(torch.rand_like(latent) * 1.5)
+
+
+def relaxed_planes(quantizer: BitPlaneQuantizer) -> Tensor:
+    """``scale / (2^n - 1) * sum_b 2^b (p_b - q_b)``, straight through the rounding and the clip."""
+    powers = torch.exp2(torch.arange(quantizer.precision, dtype=torch.float64))
+    powers = powers.view(-1, *[1] * len(quantizer.shape))
+    relaxed = ((quantizer.planes[0] - quantizer.planes[1]) * powers).sum(0)
+    return quantizer.scale / (2**quantizer.precision - 1) * (relaxed + (quantizer.codes() - relaxed).detach())
+
+
+def empty_low_planes(quantizer: BitPlaneQuantizer) -> None:
+    """Relaxed planes, of which the two lowest are empty now and then."""
+    shrink(quantizer)
+    with torch.no_grad():
+        quantizer.planes[:, :2] *= torch.rand(()) < 0.5
+
+
+def bounds_of_planes(quantizer: BitPlaneQuantizer) -> Sequence[Bounds]:
+    return [(0.0, 2.0), ANYWHERE]
+
+
+def relaxed_in_scale(quantizer: LatentQuantizer) -> Tensor:
+    """``scale * latent``, straight through the rounding and the clip."""
+    unit = quantizer.codes() / (2**quantizer.precision - 1)
+    return quantizer.scale * (quantizer.latent + (unit - quantizer.latent).detach())
+
+
+def relaxed_in_weight(quantizer: LatentQuantizer) -> Tensor:
+    """The latent itself, straight through the rounding and the clip."""
+    return quantizer.latent + (quantizer.weight() - quantizer.latent).detach()
+
+
+def bounds_in_scale(quantizer: LatentQuantizer) -> Sequence[Bounds]:
+    return [(-1.0, 1.0), ANYWHERE]
+
+
+def bounds_in_weight(quantizer: LatentQuantizer) -> Sequence[Bounds]:
+    return [(-quantizer.scale.detach(), quantizer.scale.detach())]
+
+
+_planes = {"relaxed": relaxed_planes, "bounds": bounds_of_planes, "disturb": empty_low_planes}
+_in_scale = {"relaxed": relaxed_in_scale, "bounds": bounds_in_scale}
+_in_weight = {"relaxed": relaxed_in_weight, "bounds": bounds_in_weight}
+
+QUANTIZERS: dict[str, Case] = {
+    "bit_plane": Case(BitPlaneQuantizer, **_planes),
+    "bit_plane_reference": Case(partial(BitPlaneQuantizer, clip_always=True, min_precision=1), **_planes),
+    "latent_scale": Case(LatentQuantizer, **_in_scale),
+    "latent_weight": Case(partial(LatentQuantizer, step="mse", units="weight"), **_in_weight),
+    "latent_scale_per_channel": Case(partial(LatentQuantizer, per_channel=True), **_in_scale),
+    "latent_weight_per_channel": Case(
+        partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
+    ),
 }
 
-REGULARIZERS: dict[str, Callable[..., Regularizer]] = {
-    "bit_group_lasso": BitGroupLasso,
+#: Each with a quantizer that it acts on.
+REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQuantizer]]] = {
+    "bit_group_lasso": (BitGroupLasso, BitPlaneQuantizer),
 }
 
 

@@ -9,18 +9,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from bsq_lightning.callbacks import (
-    AtomicCheckpointIO,
-    PrecisionAdjustment,
-    RangeCalibration,
-    RunRecorder,
-    load_checkpoint,
-)
+from bsq_lightning.callbacks import PrecisionAdjustment, RangeCalibration, RunRecorder
+from bsq_lightning.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from bsq_lightning.data import DigitsDataModule
 from bsq_lightning.models import ResNetCifar
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.quantizers import BitPlaneQuantizer, relu6_or_pact
+from bsq_lightning.quantizers import Adjustment, BitPlaneQuantizer, relu6_or_pact
 from bsq_lightning.regularizers import BitGroupLasso
 
 
@@ -100,8 +95,9 @@ def test_accumulation_and_clipping_act_as_on_a_float_network(tmp_path: Path) -> 
 
 
 def test_an_adjustment_that_moves_weights_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: BitPlaneQuantizer) -> None:
+    def broken(self: BitPlaneQuantizer) -> Adjustment:
         self.scale.mul_(1.001)
+        return Adjustment()
 
     monkeypatch.setattr(BitPlaneQuantizer, "adjust_precision_", broken)
     with pytest.raises(RuntimeError, match="the adjustment moved a weight of .* by 1.0e-03 relative"):

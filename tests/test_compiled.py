@@ -12,7 +12,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from bsq_lightning.cli.build import build_net, build_network, check_settings
+from bsq_lightning.cli.building.checks import check_settings
+from bsq_lightning.cli.building.networks import build_net, build_network
 from bsq_lightning.module import evaluating
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer

@@ -12,14 +12,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torchvision.models import get_model_weights
 
-from bsq_lightning.cli.build import (
-    build_callbacks,
-    build_module,
-    build_net,
-    build_network,
-    check_settings,
-    planned_stages,
-)
+from bsq_lightning.cli.building.checks import check_settings
+from bsq_lightning.cli.building.networks import build_module, build_net, build_network
+from bsq_lightning.cli.building.stage import planned_stages
+from bsq_lightning.cli.building.trainers import build_callbacks
 from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.module import evaluating
 
@@ -88,11 +84,13 @@ def test_every_stage_of_every_method_is_built(quant: str, tmp_path: Path) -> Non
     cfg = composed(f"quant={quant}", "experiment=quickstart")
     planned = planned_stages(cfg)
     assert planned == (["float", "finetune"] if quant == "uniform" else ["float", "bits", "finetune"])
-    assert [type(c).__name__ for c in build_callbacks(cfg, tmp_path)] == [
-        "PrecisionAdjustment", "RankAgreement", "RangeCalibration", "SkippedImages", "RunRecorder", "EpochLine",
-        "Preemption", "ModelCheckpoint",
-    ]  # fmt: skip
     for stage in planned:
+        callbacks = build_callbacks(cfg, tmp_path, stage)
+        assert [type(c).__name__ for c in callbacks] == [
+            "PrecisionAdjustment", "RankAgreement", "RangeCalibration", "SkippedImages", "RunRecorder", "EpochLine",
+            "Preemption", "ModelCheckpoint",
+        ]  # fmt: skip
+        assert callbacks[0].every_n_epochs == (6 if stage == "bits" else None)
         network = build_network(cfg, build_net(cfg, num_classes=10), stage)
         module = build_module(cfg, network, stage, 10)
         assert module.configure_optimizers()

@@ -11,14 +11,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bsq_lightning.cli.build import (
-    build_callbacks,
-    build_datamodule,
-    build_module,
-    build_net,
-    build_network,
-    build_trainer,
-)
+from bsq_lightning.cli.building.data import build_datamodule
+from bsq_lightning.cli.building.networks import build_module, build_net, build_network
+from bsq_lightning.cli.building.trainers import build_callbacks, build_trainer
 from tests.test_conf import composed
 
 #: Their results are values, or have shapes, that the host must know.

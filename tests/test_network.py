@@ -11,6 +11,7 @@ from bsq_lightning.models import load_float_weights, resnet20
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import PACT, BitPlaneQuantizer, LatentQuantizer, ReLU6Quantizer, relu6_or_pact
+from bsq_lightning.reference_2021 import ClampFloats, lose_biases
 from bsq_lightning.regularizers import BitGroupLasso
 from tests.helpers import TinyNet, batch
 
@@ -154,13 +155,13 @@ def test_optimizer_state_travels(build: type) -> None:
 
 
 def test_the_2021_clamp_and_lost_bias() -> None:
-    network = QuantizedNetwork(
-        TinyNet(), BitPlaneQuantizer, quantized_biases=["fc"], clamped=["net.bn1.*"], clamp=(0.0, 2.0)
-    )
+    network = QuantizedNetwork(TinyNet(), BitPlaneQuantizer, quantized_biases=["fc"])
     network.net.bn1.bias.data.fill_(-1.0)
-    LatentOptimizer(network, partial(torch.optim.SGD, lr=0.1)).step()
+    clamp = ClampFloats(["net.bn1.*"], 0.0, 2.0)
+    LatentOptimizer(network, partial(torch.optim.SGD, lr=0.1), after_step=clamp).step()
     assert not network.net.bn1.bias.any()
-    network.fix_scheme_(LatentQuantizer, lose_biases=True)
+    lose_biases(network)
+    network.fix_scheme_(LatentQuantizer)
     assert not network.net.fc.bias.any() and network.scheme().precisions()["fc.bias"] == 0
 
 

@@ -29,8 +29,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from bsq_lightning import evaluate, report, train
-from bsq_lightning.callbacks import load_checkpoint
-from bsq_lightning.cli.build import build_net
+from bsq_lightning.checkpoint_io import load_checkpoint
+from bsq_lightning.cli.building.networks import build_net
 from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.cli.settled import settled_config
 from bsq_lightning.data import CIFAR10DataModule, CIFAR100DataModule

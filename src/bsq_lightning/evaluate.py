@@ -9,9 +9,8 @@ from bsq_lightning.cli.config import heavy_imports, plain_errors, read_config, r
 def evaluate(cfg: DictConfig) -> float:
     """Tests the newest checkpoint of a run folder and compares with its summary."""
     with heavy_imports():
-        from bsq_lightning.callbacks import load_checkpoint
-        from bsq_lightning.cli.build import build_datamodule, build_module, build_test_trainer, load_state
-        from bsq_lightning.cli.stages import first_network
+        from bsq_lightning.checkpoint_io import load_checkpoint, load_state
+        from bsq_lightning.cli.building.experiment import Experiment
         from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder.existing(cfg.run)
@@ -24,11 +23,12 @@ def evaluate(cfg: DictConfig) -> float:
     run.trainer.devices = run.trainer.num_nodes = 1
     run.trainer.strategy = "auto"
     checkpoint = load_checkpoint(folder.last)
-    datamodule = build_datamodule(run)
-    network = first_network(run, checkpoint["stage"], datamodule, restored=True)
-    module = build_module(run, network, checkpoint["stage"], datamodule.num_classes)
+    experiment = Experiment(run)
+    datamodule = experiment.datamodule()
+    network = experiment.first_network(checkpoint["stage"], datamodule.num_classes, restored=True)
+    module = experiment.module(network, checkpoint["stage"], datamodule.num_classes)
     load_state(module, checkpoint, folder.last)
-    result = build_test_trainer(run).test(module, datamodule, verbose=False)[0]
+    result = experiment.test_trainer().test(module, datamodule, verbose=False)[0]
     accuracy = result["test/acc"]
     recorded = folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else None
     print(f"test accuracy {accuracy!r} (stage {checkpoint['stage']}, epoch {checkpoint['epoch'] + 1})")

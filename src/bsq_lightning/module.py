@@ -13,17 +13,20 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from bsq_lightning.distributed import from_rank_zero_, of_all_ranks, sum_over_ranks_
+from bsq_lightning.models.classification import classification_loss, full_precision
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.ops.ranks import from_rank_zero_, of_all_ranks, sum_over_ranks_
-from bsq_lightning.optimizer import LatentOptimizer, Penalty
-
-STAGES = ("float", "bits", "finetune")
-AUXILIARY_WEIGHT = 0.4  # of Inception's second head (Szegedy et al., 2016, as torchvision's recipe has it)
+from bsq_lightning.ops.streams import stage_seed
+from bsq_lightning.optimizer import LatentOptimizer
+from bsq_lightning.regularizers import Regularizer
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode, as in validation; every submodule gets its own mode back."""
+    """Evaluation and inference mode with the weights that are shipped; every submodule gets its own mode back."""
+    for submodule in module.modules():
+        if isinstance(submodule, QuantizedNetwork):
+            submodule.hold_weights_()
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
@@ -44,11 +47,6 @@ def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
 
 
-def _full(logits: Tensor) -> Tensor:
-    """In 32 bits at least; 64 stay 64."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 class NonFiniteLossError(ValueError):
     """The loss became NaN or infinite."""
 
@@ -63,8 +61,9 @@ class QuantModule(L.LightningModule):
         num_classes: classes of the task; top-5 accuracy is added above 10.
         optimizer: builds the torch optimizer from parameters.
         scheduler: builds the learning-rate scheduler, stepped once an epoch; None for a constant rate.
-        regularizer: penalty on the latents.
-        stage: ``float``, ``bits`` or ``finetune``; written into every checkpoint.
+        regularizer: penalty on the latents or on the weights.
+        after_step: called with the network after every step of the optimizer.
+        stage: name of the stage; written into every checkpoint.
         seed: torch's generators are set from (seed, stage, epoch, batch, rank) at every step, so that a run that
             resumes anywhere draws what the run that was never stopped draws.
 
@@ -80,19 +79,20 @@ class QuantModule(L.LightningModule):
         num_classes: int,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
-        regularizer: Penalty | None = None,
+        regularizer: Regularizer | None = None,
+        after_step: Callable[[QuantizedNetwork], None] | None = None,
         stage: str = "bits",
         seed: int = 1,
     ) -> None:
         super().__init__()
-        if stage not in STAGES:
-            raise ValueError(f"stage is one of {', '.join(STAGES)}, not {stage!r}")
         self.network = network
         self.stage = stage
         self.seed = seed
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._regularizer = regularizer
+        self._after_step = after_step
+        self._told_epoch = -1
         self.metrics = nn.ModuleDict()
         for split in ("train", "val", "test"):
             self.metrics[f"{split}_loss"] = _mean()
@@ -113,13 +113,14 @@ class QuantModule(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The task loss of a batch (mean over its images) and the logits; it changes and logs nothing."""
         images, labels = batch
-        output = self.network(images)
-        logits = output if isinstance(output, Tensor) else output.logits
-        loss = F.cross_entropy(_full(logits), labels)
-        if not isinstance(output, Tensor) and output.aux_logits is not None:
-            loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(_full(output.aux_logits), labels)
+        return classification_loss(self.network(images), labels)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss, logits = self.loss(batch)
+        labels = batch[1]
         first_bad = self.first_bad_step.to(loss.device)
         bad = ~torch.isfinite(loss.detach()) & (first_bad < 0)
         self.first_bad_step = torch.where(bad, self.global_step, first_bad)
@@ -139,7 +140,7 @@ class QuantModule(L.LightningModule):
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         images, labels = batch
-        logits = _full(self.network(images))
+        logits = full_precision(self.network(images))
         self.metric(f"{split}_loss").update(F.cross_entropy(logits, labels, reduction="none"))
         for name in ("loss", "acc", "top5"):
             if f"{split}_{name}" in self.metrics:
@@ -156,7 +157,7 @@ class QuantModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         if self.network.names():
-            optimizer: Optimizer = LatentOptimizer(self.network, self._optimizer, self._regularizer)
+            optimizer: Optimizer = LatentOptimizer(self.network, self._optimizer, self._regularizer, self._after_step)
         else:
             optimizer = self._optimizer([p for p in self.network.parameters() if p.requires_grad])
         if self._scheduler is None:
@@ -176,8 +177,20 @@ class QuantModule(L.LightningModule):
         self.network.forget_ranges_()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        key = (self.seed * len(STAGES) + STAGES.index(self.stage)) * 1_000_003 + self.current_epoch
-        torch.manual_seed(((key * 1_000_003 + batch_idx) * 1_000_003 + self.global_rank) % 2**63)
+        # Here and not at the epoch's start, which a run that resumes within an epoch does not come by.
+        if self._told_epoch != self.current_epoch:
+            self._tell_progress()
+        key = (stage_seed(self.seed, self.stage) * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
+        torch.manual_seed((key * 1_000_003 + self.global_rank) % 2**63)
+        if not self.network.exact:
+            self.network.write_training_weights_(torch.Generator().manual_seed((key * 1_000_003 - 1) % 2**63))
+
+    def _tell_progress(self) -> None:
+        self._told_epoch, last = self.current_epoch, (self.trainer.max_epochs or 1) - 1
+        progress = self.current_epoch / last if last > 0 else 1.0
+        self.network.on_epoch(progress)
+        if self._regularizer is not None:
+            self._regularizer.on_epoch(progress)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # type: ignore[attr-defined]
@@ -212,6 +225,9 @@ class QuantModule(L.LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
+        self.network.check_weights()
+
+    def on_test_epoch_start(self) -> None:
         self.network.check_weights()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

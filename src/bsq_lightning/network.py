@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bsq_lightning.ops.input_bits import bits_of_inputs
 from bsq_lightning.ops.macs import count_macs
-from bsq_lightning.quantizers import ActivationQuantizer, WeightQuantizer
+from bsq_lightning.quantized_tensor import QuantizedActivation, QuantizedState
+from bsq_lightning.quantizers import ActivationQuantizer, Adjustment, WeightQuantizer
 from bsq_lightning.quantizers.base import check_precision
-from bsq_lightning.scheme import LayerScheme, Scheme
+from bsq_lightning.scheme import Scheme
 
 QUANTIZED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -19,8 +21,10 @@ QUANTIZED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 class QuantizedNetwork(nn.Module):
     """Pairs every quantized parameter of ``net`` with its quantizer; ``net`` itself stays an ordinary float network.
 
-    The quantized parameters of ``net`` always hold ``codes * step``, so forward, backward, autocast and DDP are those
-    of a float network, and the part of the state dict under ``net.`` loads into the plain architecture. Activation
+    The quantized parameters of ``net`` hold ``codes * step``, so forward, backward, autocast and DDP are those
+    of a float network, and the part of the state dict under ``net.`` loads into the plain architecture. (A method that
+    trains with other weights than it will ship has them there between ``write_training_weights_`` and
+    ``write_weights_``; never in a state dict.) Activation
     quantizers are hooked in, with their state kept here: behind every ``nn.ReLU`` where the network has one module
     for each use (it then says ``relu_per_use = True``), else at the input of every quantized layer but the first.
 
@@ -35,9 +39,6 @@ class QuantizedNetwork(nn.Module):
         skip: name patterns of layers that stay float.
         float_activations: name patterns of activations that stay float.
         quantized_biases: name patterns of layers whose bias is quantized too (none by default).
-        clamped: name patterns of float parameters, those of activation quantizers included, that every step clamps to
-            ``clamp``; only to repeat what the 2021 code does to shortcuts and PACT. They need not match anything.
-        clamp: the bounds.
 
     Raises:
         ValueError: a pattern or a name that matches nothing, a tensor that no quantizer takes, or weight_norm and
@@ -64,14 +65,16 @@ class QuantizedNetwork(nn.Module):
         skip: Sequence[str] = (),
         float_activations: Sequence[str] = (),
         quantized_biases: Sequence[str] = (),
-        clamped: Sequence[str] = (),
-        clamp: tuple[float, float] = (0.0, 2.0),
     ) -> None:
         super().__init__()
         self.net = net
         self.skipped: dict[str, str] = {}
+        self.owners: dict[str, str] = {}
         self.macs: dict[str, int] = {}
-        self._clamped: list[str] = []
+        self.input_bits: dict[str, int] = {}
+        self.at_inputs = not getattr(net, "relu_per_use", False)
+        self._holds_training_weights = False
+        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.hold_weights_())
         self.weight_quantizers = nn.ModuleDict()
         self.activation_quantizers = nn.ModuleDict()
         self.act_precision = act_precision if weight is not None and activation is not None else 0
@@ -100,9 +103,6 @@ class QuantizedNetwork(nn.Module):
                 raise ValueError(f"layer {name}: {error}") from error
         if self.act_precision and activation is not None:
             self._hook_activations(activation, float_activations)
-        self.clamp = tuple(clamp)
-        floats = {name: p for name, p in self.named_parameters() if name.removeprefix("net.") not in tensors}
-        self._clamped = [name for name in floats if any(fnmatchcase(name, pattern) for pattern in clamped)]
         self.write_weights_()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,6 +127,7 @@ class QuantizedNetwork(nn.Module):
                 if any(fnmatchcase(name, pattern) for pattern in skip):
                     self.skipped[name] = "quant.skip"
                 elif id(own["weight"]) in owners:
+                    self.owners[name] = owners[id(own["weight"])]
                     self.skipped[name] = f"shares its weight with {owners[id(own['weight'])]}, which is quantized once"
                 else:
                     owners[id(own["weight"])] = name
@@ -140,7 +141,6 @@ class QuantizedNetwork(nn.Module):
         return tensors
 
     def _hook_activations(self, build: Callable[..., ActivationQuantizer], stay_float: Sequence[str]) -> None:
-        self.at_inputs = not getattr(self.net, "relu_per_use", False)
         if self.at_inputs:
             layers = [name for name, module in self.net.named_modules() if isinstance(module, QUANTIZED_TYPES)]
             sites = [name for name in layers[1:] if name in self.names()]  # the first layer takes the image
@@ -175,13 +175,45 @@ class QuantizedNetwork(nn.Module):
 
     @torch.no_grad()
     def write_weights_(self) -> None:
-        """``W <- codes * step`` in place, for every quantized tensor."""
+        """``W <- codes * step`` in place, for every quantized tensor: what is measured, saved and shipped."""
         for _, parameter, quantizer in self.quantizers():
             parameter.copy_(quantizer.weight())
+        self._holds_training_weights = False
+
+    @torch.no_grad()
+    def write_training_weights_(self, generator: torch.Generator) -> None:
+        """Before a training step, for the methods that train with other weights than ``codes * step``.
+
+        Args:
+            generator: for those that draw them; in the same state on all ranks.
+        """
+        for _, parameter, quantizer in self.quantizers():
+            if not quantizer.exact:
+                parameter.copy_(quantizer.training_weight(generator))
+                self._holds_training_weights = True
+
+    def hold_weights_(self) -> None:
+        """``write_weights_``, where training weights are held now."""
+        if self._holds_training_weights:
+            self.write_weights_()
+
+    @property
+    def exact(self) -> bool:
+        """Whether training computes with the weights that will be shipped."""
+        return all(quantizer.exact for _, _, quantizer in self.quantizers())
+
+    @torch.no_grad()
+    def on_epoch(self, progress: float) -> None:
+        """Tells every quantizer how far the stage is, from 0 at its first epoch to 1 at its last."""
+        for _, parameter, quantizer in self.quantizers():
+            if type(quantizer).on_epoch is not WeightQuantizer.on_epoch:
+                quantizer.on_epoch(progress)
+                parameter.copy_(quantizer.weight())
 
     @torch.no_grad()
     def check_weights(self) -> None:
         """Raises RuntimeError, naming the tensor, where a weight is not its quantizer's ``codes * step``."""
+        self.hold_weights_()
         for name, parameter, quantizer in self.quantizers():
             weight = quantizer.weight()
             # NaN equals nothing, itself included; a NaN is reported as what it is, at its first step, by the module.
@@ -193,30 +225,33 @@ class QuantizedNetwork(nn.Module):
                 )
 
     @torch.no_grad()
-    def adjust_precision_(self) -> None:
-        """Re-quantizes and trims every tensor, then writes the weights."""
-        for _, _, quantizer in self.quantizers():
-            quantizer.adjust_precision_()
+    def adjust_precision_(self, bits: Mapping[str, int] | None = None) -> dict[str, Adjustment]:
+        """Re-quantizes and trims every tensor, then writes the weights; what each quantizer says it did, by name.
+
+        Args:
+            bits: brings the tensors it names to so many bits instead, and leaves the others alone.
+        """
+        if bits is not None:
+            _known("bits", bits, self.names())
+        done = {
+            name: quantizer.adjust_precision_(*([bits[name]] if bits is not None else []))
+            for name, _, quantizer in self.quantizers()
+            if bits is None or name in bits
+        }
         self.write_weights_()
+        return done
 
-    @torch.no_grad()
-    def clamp_(self) -> None:
-        """Clamps the float parameters that ``clamped`` names; the optimizer calls it after every step."""
-        for name in self._clamped:
-            self.get_parameter(name).clamp_(*self.clamp)
-
-    def fix_scheme_(self, weight: Callable[..., WeightQuantizer], lose_biases: bool = False) -> None:
+    def fix_scheme_(self, weight: Callable[..., WeightQuantizer]) -> None:
         """Replaces the weight quantizers by others of the same bits and steps, to fine-tune at a fixed scheme.
 
         Args:
             weight: called as ``weight(tensor, precision=bits, step=value)`` for each quantized tensor.
-            lose_biases: quantized biases become zero, as the 2021 code loses them in its fine-tuning.
         """
+        self.hold_weights_()
         for name, parameter, old in list(self.quantizers()):
-            if lose_biases and name.endswith(".bias"):
-                parameter.data.zero_()
-            new = weight(parameter, precision=old.precision, step=float(old.step()))
-            self.weight_quantizers[_key(name)] = new
+            step = old.step()
+            step = step if step.dim() else float(step)
+            self.weight_quantizers[_key(name)] = weight(parameter, precision=old.precision, step=step)
         self.write_weights_()
 
     @contextmanager
@@ -252,19 +287,43 @@ class QuantizedNetwork(nn.Module):
             quantizer.range.zero_()  # type: ignore[operator]
 
     def count_macs_(self, image_size: int) -> None:
-        """Counts the multiply-accumulates of every layer for one image, for ``scheme()`` to tell."""
+        """Counts the multiply-accumulates of every layer for one image and the bits of its input, for ``state()``."""
         self.macs = count_macs(self.net, image_size)
+        layers = {name: module for name, module in self.net.named_modules() if isinstance(module, QUANTIZED_TYPES)}
+        quantizers: dict[nn.Module, int] = {
+            q: q.precision for q in self.activation_quantizers.values() if isinstance(q, ActivationQuantizer)
+        }
+        self.input_bits = bits_of_inputs(self.net, layers, quantizers, image_size)
+
+    def activations(self) -> tuple[QuantizedActivation, ...]:
+        """The places where activations are quantized (reads the device)."""
+        return tuple(
+            QuantizedActivation(
+                key.replace("/", "."), "input" if self.at_inputs else "output", quantizer.precision,
+                quantizer.clip_value(), float(quantizer.range),
+            )
+            for key, quantizer in self.activation_quantizers.items()
+            if isinstance(quantizer, ActivationQuantizer)
+        )  # fmt: skip
+
+    def state(self) -> QuantizedState:
+        """The network as data: tensors, activations, what stays float (reads the device)."""
+        tensors = {name: quantizer.tensor() for name, _, quantizer in self.quantizers()}
+        clips = sum(parameter.numel() for parameter in self.activation_quantizers.parameters())
+        total = sum(parameter.numel() for parameter in self.net.parameters()) + clips
+        return QuantizedState(
+            tensors,
+            self.activations(),
+            total - sum(tensor.codes.numel() for tensor in tensors.values()),
+            self.act_precision,
+            self.macs,
+            self.input_bits,
+            self.owners,
+        )
 
     def scheme(self) -> Scheme:
         """The precisions and steps as plain data (reads the device)."""
-        macs = dict(self.macs)
-        layers = tuple(
-            LayerScheme(name, parameter.numel(), quantizer.precision, float(quantizer.step()), macs.pop(name, 0))
-            for name, parameter, quantizer in self.quantizers()
-        )
-        clips = sum(parameter.numel() for parameter in self.activation_quantizers.parameters())
-        total = sum(parameter.numel() for parameter in self.net.parameters()) + clips
-        return Scheme(layers, total - sum(layer.size for layer in layers), self.act_precision, sum(macs.values()))
+        return self.state().scheme()
 
 
 def _key(name: str) -> str:
@@ -278,6 +337,12 @@ def _all_match(option: str, patterns: Sequence[str], names: Sequence[str] | Mapp
             raise ValueError(
                 f"{option}: the pattern {pattern!r} matches nothing; there are {', '.join(names) or 'no such layers'}"
             )
+
+
+def _known(option: str, names: Sequence[str] | Mapping[str, object], known: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"{option}: there is no quantized tensor {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def _same_names(precisions: Mapping[str, int], tensors: Mapping[str, object]) -> None:

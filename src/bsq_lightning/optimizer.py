@@ -8,23 +8,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.quantizers import LatentStep, WeightQuantizer
+from bsq_lightning.quantizers import LatentRate, LatentStep, WeightQuantizer
 
 
 class Penalty(Protocol):
     """What the optimizer knows of a regularizer (``regularizers/base.py`` has the abstract class)."""
 
-    def penalty(self, quantizers: dict[str, WeightQuantizer]) -> Tensor:
-        """The penalty, differentiable in the latents."""
-        ...
-
-    def plane_decay(
-        self, quantizers: dict[str, WeightQuantizer], squares: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The penalty and, by name, the factor ``[n]`` its gradient multiplies each plane with; None: use autograd.
-
-        ``squares`` has the ``plane_squares`` of those tensors whose last step has computed them.
-        """
+    def add_gradient_(self, steps: Mapping[str, LatentStep]) -> Tensor:
+        """Adds the penalty's gradient to each step, by name of its tensor; returns the penalty."""
         ...
 
 
@@ -33,14 +24,15 @@ class LatentOptimizer(Optimizer):
 
     Its parameter groups hold every trainable parameter of the network, quantized weights included, so clipping,
     accumulation, GradScaler and schedulers act as on a float network. The configured optimizer itself runs over the
-    float parameters and the latents of fixed-precision quantizers; bit planes take their own exact SGD step, whose
-    gradients are of rank one and are never stored. A quantized weight without a
+    float parameters and the latents, in one group for each rate that quantizers declare; bit planes take their own
+    exact SGD step, whose gradients are of rank one and are never stored. A quantized weight without a
     gradient counts as one of zero: decay and momentum of its latents go on.
 
     Args:
         network: the network; its quantized weights are rewritten at every step.
         optimizer: builds the torch optimizer from parameters (``functools.partial(torch.optim.SGD, lr=0.1)``).
-        regularizer: adds its gradient to that of the latents.
+        regularizer: adds its gradient to that of the latents or of the weights.
+        after_step: called with the network after every step.
 
     Raises:
         ValueError: bit planes with anything but plain SGD, whose step is the only one that is exact for them.
@@ -49,22 +41,28 @@ class LatentOptimizer(Optimizer):
     def __init__(
         self,
         network: QuantizedNetwork,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[Any]], Optimizer],
         regularizer: Penalty | None = None,
+        after_step: Callable[[QuantizedNetwork], None] | None = None,
     ) -> None:
         self.network = network
         self.regularizer = regularizer
+        self.after_step = after_step
         self.penalty: Tensor | None = None
         self._tensors = list(network.quantizers())
         self.quantizers = {name: quantizer for name, _, quantizer in self._tensors}
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         quantized = {id(parameter) for _, parameter, _ in self._tensors}
-        inner = [parameter for parameter in trainable if id(parameter) not in quantized]
+        usual = LatentRate()
+        groups: dict[LatentRate, list[nn.Parameter]] = {usual: [p for p in trainable if id(p) not in quantized]}
         for quantizer in self.quantizers.values():
             if not quantizer.steps_itself:
-                inner.extend(quantizer.latents())
+                for latent, rate in zip(quantizer.latents(), quantizer.latent_rates(), strict=True):
+                    groups.setdefault(rate, []).append(latent)
         # A network without biases and batch norm leaves nothing for the inner optimizer, which refuses an empty list.
-        self.inner = optimizer(inner or [nn.Parameter(torch.zeros(0))])
+        groups[usual] = groups[usual] or [nn.Parameter(torch.zeros(0))]
+        self._rates = list(groups)
+        self.inner = optimizer(groups[usual] if len(groups) == 1 else [{"params": group} for group in groups.values()])
         if any(quantizer.steps_itself for quantizer in self.quantizers.values()):
             _require_plain_sgd(self.inner)
         defaults = {key: value for key, value in self.inner.param_groups[0].items() if key != "params"}
@@ -78,57 +76,40 @@ class LatentOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         hyper = {key: value for key, value in self.param_groups[0].items() if key != "params"}
-        self.inner.param_groups[0].update(hyper)
-        decays, gradients = self._penalty_gradients()
+        for group, rate in zip(self.inner.param_groups, self._rates, strict=True):
+            group.update(hyper)
+            if rate != LatentRate():
+                group["lr"] = hyper["lr"] * rate.lr_factor
+                if rate.weight_decay is not None:
+                    group["weight_decay"] = rate.weight_decay
+        steps = {name: self._begun(parameter, quantizer) for name, parameter, quantizer in self._tensors}
+        if self.regularizer is not None:
+            self.penalty = self.regularizer.add_gradient_(steps)
         own: dict[type[WeightQuantizer], list[LatentStep]] = {}
-        for name, parameter, quantizer in self._tensors:
-            grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            extra = gradients.get(name)
-            if quantizer.steps_itself:
-                step = LatentStep(quantizer, parameter, grad, self.state[parameter], decays.get(name), extra)
-                own.setdefault(type(quantizer), []).append(step)
+        for step in steps.values():
+            if step.quantizer.steps_itself:
+                own.setdefault(type(step.quantizer), []).append(step)
                 continue
-            latents = quantizer.latents()
-            for i, (latent, latent_grad) in enumerate(
-                zip(latents, quantizer.latent_gradients(parameter, grad), strict=True)
-            ):
-                latent.grad = latent_grad if extra is None else latent_grad + extra[i]
-        for kind, steps in own.items():
-            kind.sgd_steps_(steps, hyper)
+            gradients = step.quantizer.latent_gradients(step.weight, step.grad)
+            for i, (latent, gradient) in enumerate(zip(step.quantizer.latents(), gradients, strict=True)):
+                latent.grad = gradient if step.penalty_gradients is None else gradient + step.penalty_gradients[i]
+        for kind, kinds_steps in own.items():
+            kind.sgd_steps_(kinds_steps, hyper)
         self.inner.step()
         for _, parameter, quantizer in self._tensors:
             if not quantizer.steps_itself:
                 quantizer.project_()
                 for latent in quantizer.latents():
                     latent.grad = None
-                parameter.copy_(quantizer.weight())
-        self.network.clamp_()
+                if quantizer.exact:
+                    parameter.copy_(quantizer.weight())
+        if self.after_step is not None:
+            self.after_step(self.network)
         return loss
 
-    def _penalty_gradients(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
-        """Plane decays where the regularizer has a closed form, else gradients of all latents by autograd."""
-        if self.regularizer is None:
-            return {}, {}
-        states = {name: self.state.get(parameter, {}) for name, parameter, _ in self._tensors}
-        squares = {name: state["squares"] for name, state in states.items() if "squares" in state}
-        closed = self.regularizer.plane_decay(self.quantizers, squares)
-        if closed is not None:
-            self.penalty, decays = closed
-            return decays, {}
-        latents = {name: list(quantizer.latents()) for name, quantizer in self.quantizers.items()}
-        flat = [latent for group in latents.values() for latent in group]
-        try:
-            for latent in flat:
-                latent.requires_grad_(True)
-            with torch.enable_grad():
-                penalty = self.regularizer.penalty(self.quantizers)
-                grads = torch.autograd.grad(penalty, flat, allow_unused=True, materialize_grads=True)
-        finally:
-            for latent in flat:
-                latent.requires_grad_(False)
-        self.penalty = penalty.detach()
-        remaining = iter(grads)
-        return {}, {name: tuple(next(remaining) for _ in group) for name, group in latents.items()}
+    def _begun(self, parameter: nn.Parameter, quantizer: WeightQuantizer) -> LatentStep:
+        grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        return LatentStep(quantizer, parameter, grad, self.state[parameter] if quantizer.steps_itself else {})
 
     def forget_momentum_(self) -> None:
         """Drops all optimizer state, of float parameters too, as an adjustment does."""

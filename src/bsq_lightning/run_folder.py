@@ -1,8 +1,9 @@
 """The run folder and the sweep folder: contracts that all commands read.
 
 A run folder: ``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydra/``; ``checkpoints/last.ckpt`` (newest
-state, its stage inside), ``float.ckpt`` and ``bits.ckpt`` (ends of stages); ``metrics.csv`` (every epoch),
-``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found), ``stages.json`` (results of the stages that are
+state, its stage inside) and one checkpoint for the end of each other stage, ``float.ckpt`` and ``bits.ckpt``;
+``metrics.csv`` (every epoch), ``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found),
+``quantized.safetensors`` (codes and steps of the newest stage's end), ``stages.json`` (results of the stages that are
 done), ``summary.json``, written last: the run is finished; ``error.json``, the failure of the last start, if it failed;
 ``.running.lock``, held by the process that trains in the folder and given up by its death; ``wandb.json`` and
 ``wandb/``, the id and the files of the mirror on W&B, which nothing reads back.
@@ -12,13 +13,14 @@ SLURM job of each, where they are trained on a cluster.
 """
 
 import csv
+import io
 import json
 import os
 import shutil
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bsq_lightning.files import read_json, whole_lines, write_whole
+from bsq_lightning.files import append_line, cut_lines, read_json, whole_lines, write_whole
 
 STATES = ("done", "running", "failed", "unfinished")
+#: The columns of ``metrics.csv``, one row an epoch.
+COLUMNS: tuple[str, ...] = (
+    "stage", "epoch", "step", "lr", "train/loss", "train/penalty", "train/acc", "val/loss", "val/acc", "val/top5",
+    "mean_precision", "compression_paper", "compression_signed", "compression_model", "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,45 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
+        """The newest state; the one before it is beside it."""
         return self.checkpoints / "last.ckpt"
+
+    def end_of(self, stage: str) -> Path:
+        """The checkpoint of the end of a stage that is not the last."""
+        return self.checkpoints / f"{stage}.ckpt"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def adjustments_file(self) -> Path:
+        return self.path / "adjustments.jsonl"
+
+    @property
+    def scheme_file(self) -> Path:
+        return self.path / "scheme.json"
+
+    @property
+    def quantized_file(self) -> Path:
+        return self.path / "quantized.safetensors"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def output_log(self) -> Path:
+        """All that a point of a sweep printed."""
+        return self.path / "output.log"
+
+    @property
+    def _stages_file(self) -> Path:
+        return self.path / "stages.json"
+
+    @property
+    def _error_file(self) -> Path:
+        return self.path / "error.json"
 
     def check_writable(self) -> None:
         """Raises PermissionError, with the path, where nothing can be written."""
@@ -81,37 +126,73 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run wrote its summary, which it does last."""
-        return (self.path / "summary.json").exists()
+        return self.summary_file.exists()
 
     def results(self) -> dict[str, Any]:
         """Results by stage, of the stages that are done."""
-        path = self.path / "stages.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(self._stages_file) if self._stages_file.exists() else {}
 
     def newest_metrics(self) -> dict[str, str]:
         """The last whole row of ``metrics.csv``; empty before the first epoch ends."""
-        lines = whole_lines(self.path / "metrics.csv")
+        lines = whole_lines(self.metrics_file)
         return next(csv.DictReader(lines[:1] + lines[-1:])) if len(lines) > 1 else {}
 
     def add_result(self, stage: str, result: dict[str, Any]) -> None:
         """Records a finished stage."""
         if self.writer:
-            write_whole(self.path / "stages.json", json.dumps({**self.results(), stage: result}, indent=1))
+            write_whole(self._stages_file, json.dumps({**self.results(), stage: result}, indent=1))
 
     def keep_checkpoint(self, stage: str) -> None:
         """Keeps the newest checkpoint as that of the end of ``stage``."""
         if self.writer:
             shutil.copy2(self.last, self.checkpoints / f".{stage}.tmp")
-            (self.checkpoints / f".{stage}.tmp").replace(self.checkpoints / f"{stage}.ckpt")
+            (self.checkpoints / f".{stage}.tmp").replace(self.end_of(stage))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``: from now on the run is finished."""
         if self.writer:
-            write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
+            write_whole(self.summary_file, json.dumps(summary, indent=1))
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Appends a row of ``COLUMNS`` to ``metrics.csv``."""
+        if not self.metrics_file.exists():
+            write_whole(self.metrics_file, ",".join(COLUMNS) + "\n")
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS, restval="", lineterminator="").writerow(row)
+        append_line(self.metrics_file, line.getvalue())
+
+    def cut_metrics(self, stage: str, epoch: int) -> None:
+        """Drops the rows of ``metrics.csv`` from this epoch of this stage on, which are trained again."""
+        cut_lines(self.metrics_file, _before(stage, epoch, lambda line: line.split(",")[:2]))
+
+    def write_metrics(self, rows: list[dict[str, str]]) -> None:
+        """Puts ``rows`` in the place of ``metrics.csv``."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(rows[0]) if rows else COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.metrics_file, out.getvalue())
+
+    def add_adjustment(self, row: dict[str, Any]) -> None:
+        """Appends a row to ``adjustments.jsonl``; it has at least ``stage`` and ``epoch``."""
+        append_line(self.adjustments_file, json.dumps(row))
+
+    def cut_adjustments(self, stage: str, epoch: int) -> None:
+        """Drops the rows of ``adjustments.jsonl`` from this epoch of this stage on, which are trained again."""
+
+        def place(line: str) -> tuple[str, int]:
+            row = json.loads(line)
+            return row.get("stage", stage), row["epoch"]  # when bits were the only stage, rows did not name it
+
+        cut_lines(self.adjustments_file, _before(stage, epoch, place))
+
+    def adjustments(self) -> list[dict[str, Any]]:
+        """The rows of ``adjustments.jsonl`` so far."""
+        return [json.loads(line) for line in whole_lines(self.adjustments_file)]
 
     def metrics(self) -> list[dict[str, str]]:
         """The rows of ``metrics.csv`` so far."""
-        return list(csv.DictReader(whole_lines(self.path / "metrics.csv")))
+        return list(csv.DictReader(whole_lines(self.metrics_file)))
 
     def steps(self) -> dict[str, int]:
         """Optimizer steps of each stage so far, in the order of the stages."""
@@ -147,7 +228,7 @@ class RunFolder:
         Of the ranks of a run, the first error is kept: those of the others follow from it.
         """
         if self.writer:
-            (self.path / "error.json").unlink(missing_ok=True)
+            self._error_file.unlink(missing_ok=True)
         try:
             yield
         except Exception as error:
@@ -169,7 +250,7 @@ class RunFolder:
             except Timeout:
                 return "running"
             lock.release()
-        return "failed" if (self.path / "error.json").exists() else "unfinished"
+        return "failed" if self._error_file.exists() else "unfinished"
 
     @property
     def _lock(self) -> Path:
@@ -185,11 +266,11 @@ class RunFolder:
             "host": f"{socket.gethostname()}:{os.getpid()}",
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_whole(self.path / "error.json", json.dumps(content, indent=1))
+        write_whole(self._error_file, json.dumps(content, indent=1))
 
     def error(self) -> dict[str, Any] | None:
         """What the last start failed with, if it failed."""
-        path = self.path / "error.json"
+        path = self._error_file
         return read_json(path) if path.exists() else None
 
     def summary(self) -> dict[str, Any]:
@@ -203,7 +284,22 @@ class RunFolder:
                 f"{self.path} is not finished (no summary.json): continue it with "
                 f"python -m bsq_lightning.train resume={self.path}"
             )
-        return read_json(self.path / "summary.json")
+        return read_json(self.summary_file)
+
+
+def _before(stage: str, epoch: int, place: Callable[[str], Sequence[Any]]) -> Callable[[str], bool]:
+    """Whether a line comes before this epoch of this stage; ``place`` gives a line's stage and epoch. Lines are asked
+    about in their order, and what stands behind the first that goes, goes too."""
+    gone = False
+
+    def keep(line: str) -> bool:
+        nonlocal gone
+        if not gone and not line.startswith("stage,"):
+            at, number = place(line)
+            gone = at == stage and int(number) >= epoch
+        return not gone
+
+    return keep
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,17 @@ from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
 def search(cfg: DictConfig) -> float:
     """Searches alpha, fine-tunes the winner and returns its test accuracy."""
     with heavy_imports():
-        from bsq_lightning.cli.budget import BudgetSearch, Target
-        from bsq_lightning.cli.search_runs import SearchRuns
-        from bsq_lightning.cli.tables import print_search, print_summary
+        from bsq_lightning.cli.run.summary_table import print_summary
+        from bsq_lightning.cli.search.budget import BudgetSearch, Target
+        from bsq_lightning.cli.search.table import print_search
+        from bsq_lightning.cli.search.trainings import SearchRuns
         from bsq_lightning.run_folder import RunFolder
 
     target = Target(**cfg.target)
     path = Path(HydraConfig.get().runtime.output_dir)
     runs = SearchRuns(cfg, path, HydraConfig.get())
     search = BudgetSearch(
-        path, target, runs.start_size(target), runs.adjustments, cfg.reg.alpha, runs.train, **cfg.search,
+        path, target, runs.start_size(target), runs.adjustments, runs.first_value, runs.train, **cfg.search,
         together=runs.slots.count,
     )  # fmt: skip
     found = search.search()

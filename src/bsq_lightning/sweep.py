@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bsq_lightning.cli.status import print_status
+from bsq_lightning.cli.sweep.status import print_status
 from bsq_lightning.run_folder import SweepFolder
 
 
@@ -12,13 +12,17 @@ def main() -> None:
     """Console entry point."""
     parser = argparse.ArgumentParser(prog="python -m bsq_lightning.sweep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    status = commands.add_parser("status", help="a table from the run folders alone; works while the sweep runs")
+    status = commands.add_parser(
+        "status",
+        help="from the run folders alone, also while the sweep runs; exit status 1 where a point failed",
+    )
     status.add_argument("folder", type=Path, help="folder of the sweep (its hydra.sweep.dir)")
     arguments = parser.parse_args()
     try:
-        print_status(SweepFolder(arguments.folder.expanduser().resolve()))
+        fine = print_status(SweepFolder(arguments.folder.expanduser().resolve()))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
+    sys.exit(0 if fine else 1)
 
 
 if __name__ == "__main__":

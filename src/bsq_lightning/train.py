@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
-from bsq_lightning.cli.resume import rewrite_command_line
+from bsq_lightning.cli.run.resume import rewrite_command_line
 
 
 @plain_errors
@@ -18,9 +18,9 @@ def train(cfg: DictConfig) -> float:
     """Runs one config and returns its final test accuracy. A finished run is shown again, not repeated."""
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     with heavy_imports():
-        from bsq_lightning.cli.build import check_settings
-        from bsq_lightning.cli.launch_ranks import run_ranks, starts_ranks, stop_politely
-        from bsq_lightning.cli.run import run
+        from bsq_lightning.cli.building.checks import check_settings
+        from bsq_lightning.cli.run.one_run import run
+        from bsq_lightning.cli.run.processes import run_ranks, starts_ranks, stop_politely
         from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))

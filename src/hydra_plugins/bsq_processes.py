@@ -1,4 +1,4 @@
-"""Hydra finds launchers in this namespace package only; the work is in ``bsq_lightning.cli.launch``."""
+"""Hydra finds launchers in this namespace package only; the work is in ``bsq_lightning.cli.sweep.launch``."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,7 +34,7 @@ class ProcessLauncher(Launcher):
         """Runs the points; the exit status of the command is 1 if one failed."""
         from hydra.core.utils import configure_log
 
-        from bsq_lightning.cli.launch import launch_points
+        from bsq_lightning.cli.sweep.launch import launch_points
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         loader: Any = self.context.config_loader
@@ -56,6 +56,6 @@ class ProcessLauncher(Launcher):
 
     def trainer(self) -> Callable[[Any], None]:
         """What carries out the plan of the points."""
-        from bsq_lightning.cli.launch import slots_of, train_here
+        from bsq_lightning.cli.sweep.launch import slots_of, train_here
 
         return partial(train_here, slots=slots_of(self.slots, self.threads, self.config.trainer.devices))

@@ -1,4 +1,4 @@
-"""Hydra finds launchers in this namespace package only; the work is in ``bsq_lightning.cli.slurm``."""
+"""Hydra finds launchers in this namespace package only; the work is in ``bsq_lightning.cli.sweep.slurm``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ class SlurmLauncher(ProcessLauncher):
     def trainer(self) -> Callable[[Any], None]:
         """What carries out the plan of the points."""
         try:
-            from bsq_lightning.cli.slurm import train_on_cluster
+            from bsq_lightning.cli.sweep.slurm import train_on_cluster
         except ModuleNotFoundError as error:
             raise ValueError(f"{error}: pip install 'bsq_lightning[slurm]'") from None
         return train_on_cluster

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.train import main
 from tests.cli.commands import TINY, run
 

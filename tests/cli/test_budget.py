@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bsq_lightning.cli.bracket import Trial, hopeless, inside, next_alphas
-from bsq_lightning.cli.budget import BudgetSearch, Target
+from bsq_lightning.cli.search.bracket import Trial, hopeless, inside, next_alphas
+from bsq_lightning.cli.search.budget import BudgetSearch, Target
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import LayerScheme, Scheme
 

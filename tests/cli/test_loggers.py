@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bsq_lightning.cli.config import CONF_DIR
-from bsq_lightning.cli.loggers import build_loggers, mirrored
-from bsq_lightning.cli.resume import resume_arguments
+from bsq_lightning.cli.run.mirrors import build_loggers, mirrored
+from bsq_lightning.cli.run.resume import resume_arguments
 from bsq_lightning.loggers.tensorboard_mirror import TensorBoardMirror
 from bsq_lightning.loggers.wandb_mirror import WandbMirror
 from bsq_lightning.run_folder import RunFolder, SweepFolder
@@ -120,5 +120,5 @@ def test_wandbs_own_config_is_no_run_folder(tmp_path: Path) -> None:
 
 
 def test_wandb_is_imported_only_by_its_logger() -> None:
-    code = "import sys, bsq_lightning.cli.stages, bsq_lightning.cli.loggers; assert 'wandb' not in sys.modules"
+    code = "import sys, bsq_lightning.cli.run.stages, bsq_lightning.cli.run.mirrors; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
+from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
 from bsq_lightning.run_folder import RunFolder
 
 SUMMARY = json.dumps({"accuracy": {"final": {"test/acc": 0.5}}})
@@ -103,7 +103,7 @@ def test_terminating_the_parent_ends_its_children(tmp_path: Path) -> None:
     command = writing(folder, "(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)")
     program = f"""
 from pathlib import Path
-from bsq_lightning.cli.points import Slots, run_points
+from bsq_lightning.cli.sweep.points import Slots, run_points
 run_points({{Path({str(folder)!r}): {command!r}}}, Slots(1), "s")
 """
     parent = subprocess.Popen([sys.executable, "-c", program])

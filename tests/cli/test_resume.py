@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bsq_lightning.callbacks import load_checkpoint
-from bsq_lightning.cli.resume import resume_arguments
+from bsq_lightning.checkpoint_io import load_checkpoint
+from bsq_lightning.cli.run.resume import resume_arguments
 from tests.cli.commands import TINY, run, start
 
 

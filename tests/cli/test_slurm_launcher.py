@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bsq_lightning.cli.config import CONF_DIR
-from bsq_lightning.cli.launch import Point
+from bsq_lightning.cli.sweep.launch import Point
 from bsq_lightning.run_folder import RunFolder
 from tests.cli.commands import TINY, run
 
@@ -24,7 +24,7 @@ def point(*overrides: str) -> Point:
 
 
 def test_a_point_asks_for_the_devices_that_it_trains_on() -> None:
-    from bsq_lightning.cli.slurm import resources
+    from bsq_lightning.cli.sweep.slurm import resources
 
     asked = resources(point("trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2"))
     assert (asked["nodes"], asked["tasks_per_node"], asked["gpus_per_node"]) == (2, 4, 4)
@@ -34,7 +34,7 @@ def test_a_point_asks_for_the_devices_that_it_trains_on() -> None:
 
 
 def test_a_number_of_devices_that_only_a_node_knows_is_refused() -> None:
-    from bsq_lightning.cli.slurm import resources
+    from bsq_lightning.cli.sweep.slurm import resources
 
     with pytest.raises(ValueError, match="tasks_per_node=-1, which is trainer.devices"):
         resources(point("trainer.devices=-1"))

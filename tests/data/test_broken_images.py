@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from bsq_lightning.callbacks import AtomicCheckpointIO, SkippedImages, load_checkpoint
+from bsq_lightning.callbacks import SkippedImages
+from bsq_lightning.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from bsq_lightning.data import ImageFolderDataModule
 from bsq_lightning.models import ResNetCifar
 from bsq_lightning.module import QuantModule

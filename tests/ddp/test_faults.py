@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.run_folder import RunFolder
 from tests.cli.commands import TINY
 from tests.cli.test_resume import same_run

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.callbacks import load_checkpoint
-from bsq_lightning.cli.ranks import one_run_folder
+from bsq_lightning.checkpoint_io import load_checkpoint
+from bsq_lightning.cli.run.joining import one_run_folder
 from bsq_lightning.run_folder import RunFolder
 from tests.cli.commands import TINY, start
 from tests.ddp.faults import at

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.run_folder import RunFolder
 from tests.ddp.test_launch import DDP, ROOT, devices
 

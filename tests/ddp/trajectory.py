@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from bsq_lightning.callbacks import PrecisionAdjustment, RankAgreement
-from bsq_lightning.cli.build import ddp
+from bsq_lightning.cli.building.trainers import ddp
 from bsq_lightning.data import DigitsDataModule, TensorImages, keyed_generator
 from bsq_lightning.data.base import ImageSets
+from bsq_lightning.distributed import world_size
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.ops.ranks import world_size
 from bsq_lightning.quantizers import BitPlaneQuantizer
 from bsq_lightning.quantizers.activation import relu6_or_pact
 from bsq_lightning.regularizers import BitGroupLasso

@@ -1,5 +1,6 @@
 """Laws that every weight quantizer keeps (quantizers/base.py states them)."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -8,20 +9,23 @@ from torch import Tensor
 
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
-from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, WeightQuantizer
-from tests.helpers import QUANTIZERS, TinyNet
+from bsq_lightning.quantizers import WeightQuantizer
+from tests.helpers import QUANTIZERS, Case, TinyNet
 
-ALL = pytest.mark.parametrize("build", QUANTIZERS.values(), ids=QUANTIZERS.keys())
+ALL = pytest.mark.parametrize("case", QUANTIZERS.values(), ids=QUANTIZERS.keys())
+WITH_BITS = pytest.mark.parametrize(
+    ("case", "precision"),
+    [pytest.param(case, bits, id=f"{name}-{bits}") for name, case in QUANTIZERS.items() for bits in case.precisions],
+)
 
 
 def weight() -> Tensor:
     return torch.randn(6, 4, 3, dtype=torch.float64)
 
 
-@ALL
-@pytest.mark.parametrize("precision", [1, 2, 5, 8])
-def test_weight_is_codes_times_step(build: type[WeightQuantizer], precision: int) -> None:
-    quantizer = build(weight(), precision=precision)
+@WITH_BITS
+def test_weight_is_codes_times_step(case: Case, precision: int) -> None:
+    quantizer = case.build(weight(), precision=precision)
     codes, step = quantizer.codes(), quantizer.step()
     assert torch.equal(quantizer.weight(), codes * step)
     assert torch.equal(codes, codes.round())
@@ -29,33 +33,30 @@ def test_weight_is_codes_times_step(build: type[WeightQuantizer], precision: int
     assert quantizer.shape == (6, 4, 3)
 
 
+@WITH_BITS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_leaves_training_is_the_weight_bit_for_bit(case: Case, precision: int, dtype: torch.dtype) -> None:
+    quantizer = case.build(weight().to(dtype), precision=precision)
+    for _ in range(3):
+        tensor = quantizer.tensor()
+        assert torch.equal(tensor.dequantize(), quantizer.weight()) and tensor.dequantize().dtype == dtype
+        assert tensor.codes.shape == quantizer.shape
+        case.disturb(quantizer)
+        quantizer.project_()
+
+
 @ALL
-def test_quantization_is_the_nearest_level(build: type[WeightQuantizer]) -> None:
+def test_quantization_is_the_nearest_level(case: Case) -> None:
     tensor = weight()
-    quantizer = build(tensor, precision=8)
-    inside = tensor.abs() <= quantizer.step() * 255
+    quantizer = case.build(tensor, precision=max(case.precisions))
+    inside = tensor.abs() <= quantizer.step() * (2 ** max(case.precisions) - 1)
     assert float(((quantizer.weight() - tensor).abs() / quantizer.step())[inside].max()) <= 0.5 + 1e-9
 
 
-def straight_through(quantizer: WeightQuantizer) -> Tensor:
-    """W as a function of the latents, with the gradients the papers prescribe, for autograd."""
-    if isinstance(quantizer, BitPlaneQuantizer):
-        powers = torch.exp2(torch.arange(quantizer.precision, dtype=torch.float64))
-        powers = powers.view(-1, *[1] * len(quantizer.shape))
-        relaxed = ((quantizer.planes[0] - quantizer.planes[1]) * powers).sum(0)
-        top = 2**quantizer.precision - 1
-        return quantizer.scale / top * (relaxed + (quantizer.codes() - relaxed).detach())
-    assert isinstance(quantizer, LatentQuantizer)
-    if quantizer.units == "weight":
-        return quantizer.latent + (quantizer.weight() - quantizer.latent).detach()
-    unit = quantizer.codes() / (2**quantizer.precision - 1)
-    return quantizer.scale * (quantizer.latent + (unit - quantizer.latent).detach())
-
-
 @ALL
-def test_a_step_moves_latents_as_autograd_says(build: type[WeightQuantizer]) -> None:
+def test_a_step_moves_latents_as_autograd_says(case: Case) -> None:
     net = TinyNet().double()
-    network = QuantizedNetwork(net, build, precision=3)
+    network = QuantizedNetwork(net, case.build, precision=3)
     optimizer = LatentOptimizer(network, partial(torch.optim.SGD, lr=1e-3, momentum=0.0, weight_decay=0.0))
     for name, parameter, quantizer in network.quantizers():
         # Away from the borders of the latents' range, where the projection would hide the gradient.
@@ -63,26 +64,39 @@ def test_a_step_moves_latents_as_autograd_says(build: type[WeightQuantizer]) -> 
         parameter.grad = grad
         for latent in quantizer.latents():
             latent.requires_grad_(True)
-        expected = torch.autograd.grad((straight_through(quantizer) * grad).sum(), list(quantizer.latents()))
+        expected = torch.autograd.grad((case.relaxed(quantizer) * grad).sum(), list(quantizer.latents()))
         for latent in quantizer.latents():
             latent.requires_grad_(False)
         before = [latent.clone() for latent in quantizer.latents()]
+        bounds = case.bounds(quantizer)
+        rates = [rate.lr_factor for rate in quantizer.latent_rates()]
         optimizer.step()
         parameter.grad = None
-        for old, latent, slope in zip(before, quantizer.latents(), expected, strict=True):
-            free = (old - 1e-3 * slope == latent) | torch.isclose(old - 1e-3 * slope, latent, rtol=0, atol=1e-15)
-            low, high = (0, 2) if isinstance(quantizer, BitPlaneQuantizer) and latent.dim() else (-1e9, 1e9)
-            if isinstance(quantizer, LatentQuantizer) and latent.dim():
-                bound = float(quantizer.scale) if quantizer.units == "weight" else 1.0
-                low, high = -bound, bound
-            clamped = (old - 1e-3 * slope).clamp(low, high)
-            assert torch.allclose(latent, clamped, rtol=0, atol=1e-15), name
+        for old, latent, slope, (low, high), factor in zip(
+            before, quantizer.latents(), expected, bounds, rates, strict=True
+        ):
+            wanted = old - 1e-3 * factor * slope
+            free = torch.isclose(wanted, latent, rtol=0, atol=1e-15)
+            least, most = (torch.as_tensor(bound).to(wanted) for bound in (low, high))
+            bounded = torch.minimum(torch.maximum(wanted, least), most)
+            assert torch.allclose(latent, bounded, rtol=0, atol=1e-15), name
             assert bool(free.any()), f"{name}: nothing moved freely, so the test would see no gradient"
 
 
 @ALL
-def test_projection_and_adjustment_twice_are_once(build: type[WeightQuantizer]) -> None:
-    quantizer = build(weight(), precision=4)
+def test_latents_stay_in_their_bounds(case: Case) -> None:
+    quantizer = case.build(weight(), precision=max(case.precisions))
+    with torch.no_grad():
+        for latent in quantizer.latents():
+            latent.add_(torch.randn_like(latent) * 3)
+    quantizer.project_()
+    for latent, (low, high) in zip(quantizer.latents(), case.bounds(quantizer), strict=True):
+        assert bool((latent >= low).all()) and bool((latent <= high).all())
+
+
+@ALL
+def test_projection_and_adjustment_twice_are_once(case: Case) -> None:
+    quantizer = case.build(weight(), precision=4)
     with torch.no_grad():
         for latent in quantizer.latents():
             latent.add_(torch.randn_like(latent) * 0.3)
@@ -97,27 +111,44 @@ def test_projection_and_adjustment_twice_are_once(build: type[WeightQuantizer]) 
 
 @ALL
 @pytest.mark.parametrize("seed", range(10))
-def test_adjustment_moves_no_weight(build: type[WeightQuantizer], seed: int) -> None:
+def test_adjustment_moves_no_weight_or_says_why_it_may(case: Case, seed: int) -> None:
     torch.manual_seed(seed)
-    quantizer = build(weight().float(), precision=5)
-    with torch.no_grad():
-        for latent in quantizer.latents():
-            latent.mul_(torch.rand_like(latent) * 1.5)
-        if isinstance(quantizer, BitPlaneQuantizer):
-            quantizer.planes[:, :2] *= torch.rand(()) < 0.5  # empty low planes now and then
+    quantizer = case.build(weight().float(), precision=5)
+    case.disturb(quantizer)
     quantizer.project_()
     before = quantizer.weight()
-    if isinstance(quantizer, BitPlaneQuantizer) and quantizer.clip_always:
-        quantizer.clip_always = False  # the 2021 code's jump is tested on its own
-        before = quantizer.weight()
-    quantizer.adjust_precision_()
-    assert torch.allclose(quantizer.weight(), before, rtol=1e-6, atol=0)
+    done = quantizer.adjust_precision_()
+    if not done.may_move:
+        assert torch.allclose(quantizer.weight(), before, rtol=1e-6, atol=0)
 
 
 @ALL
-def test_state_travels_between_precisions(build: type[WeightQuantizer]) -> None:
-    saved = build(weight(), precision=3)
-    loaded = build(weight(), precision=7)
+def test_an_adjustment_to_a_number_of_bits_reaches_it_or_is_refused(case: Case) -> None:
+    quantizer = case.build(weight(), precision=5)
+    before = copy.deepcopy(quantizer.state_dict())
+    try:
+        done = quantizer.adjust_precision_(3)
+    except ValueError as error:
+        assert "cannot be brought to 3" in str(error)
+        now = quantizer.state_dict()
+        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(before[key])) for key, value in now.items())
+        return
+    assert quantizer.precision == 3 and done.may_move
+    quantizer.tensor().check("the tensor")
+
+
+@ALL
+def test_training_weights_of_an_exact_quantizer_are_its_weights(case: Case) -> None:
+    quantizer = case.build(weight(), precision=4)
+    if quantizer.exact:
+        assert torch.equal(quantizer.training_weight(torch.Generator()), quantizer.weight())
+        assert not quantizer.samples
+
+
+@ALL
+def test_state_travels_between_precisions(case: Case) -> None:
+    saved = case.build(weight(), precision=3)
+    loaded = case.build(weight(), precision=7)
     loaded.load_state_dict(saved.state_dict())
     assert loaded.precision == 3
     assert torch.equal(loaded.codes(), saved.codes())
@@ -126,6 +157,14 @@ def test_state_travels_between_precisions(build: type[WeightQuantizer]) -> None:
 
 @ALL
 @pytest.mark.parametrize("precision", [-1, 17, 2.5, "4"])
-def test_precision_out_of_range_is_refused(build: type[WeightQuantizer], precision: object) -> None:
+def test_precision_out_of_range_is_refused(case: Case, precision: object) -> None:
     with pytest.raises(ValueError, match="whole number of bits"):
-        build(weight(), precision=precision)
+        case.build(weight(), precision=precision)
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    tensor = weight()
+    tensor[2] = 0
+    for name in ("latent_scale_per_channel", "latent_weight_per_channel"):
+        quantizer: WeightQuantizer = QUANTIZERS[name].build(tensor, precision=3)
+        assert not quantizer.weight()[2].any() and bool(torch.isfinite(quantizer.weight()).all())

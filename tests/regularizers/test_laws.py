@@ -1,36 +1,82 @@
+"""Laws that every regularizer keeps (regularizers/base.py states them), over one list."""
+
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer
+from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, LatentStep, WeightQuantizer
 from bsq_lightning.regularizers import BitGroupLasso, Regularizer
 from tests.helpers import REGULARIZERS, TinyNet
 
-ALL = pytest.mark.parametrize("build", REGULARIZERS.values(), ids=REGULARIZERS.keys())
+ALL = pytest.mark.parametrize(("build", "quantizer"), REGULARIZERS.values(), ids=REGULARIZERS.keys())
+
+
+def begun(quantizer: Callable[..., WeightQuantizer]) -> dict[str, LatentStep]:
+    """Steps of all tensors of a small network, as the optimizer begins them, with latents that are not whole bits."""
+    network = QuantizedNetwork(TinyNet().double(), quantizer, precision=4)
+    steps = {}
+    for name, parameter, each in network.quantizers():
+        for latent in each.latents():
+            if latent.dim():
+                latent.data.uniform_()
+        each.project_()
+        parameter.data.copy_(each.weight())
+        steps[name] = LatentStep(each, parameter, torch.zeros_like(parameter), {})
+    return steps
 
 
 @ALL
-def test_closed_form_is_autograd(build: type[Regularizer]) -> None:
-    network = QuantizedNetwork(TinyNet().double(), BitPlaneQuantizer, precision=4)
-    quantizers = {name: quantizer for name, _, quantizer in network.quantizers()}
+def test_the_gradient_is_autograds(build: type[Regularizer], quantizer: Callable[..., WeightQuantizer]) -> None:
+    """``decay`` of bit planes is unfolded to what it stands for; everything else is compared as it is."""
+    torch.manual_seed(1)
+    steps, expected = begun(quantizer), {}
     regularizer = build(alpha=0.3)
-    for quantizer in quantizers.values():
-        quantizer.planes.data.uniform_()
-        quantizer.planes.requires_grad_(True)
-    value = regularizer.penalty(quantizers)
-    value.backward()
-    closed = regularizer.plane_decay(quantizers, {})
-    if closed is None:
-        pytest.skip(f"{type(regularizer).__name__} has no closed form")
-    assert torch.allclose(closed[0], value.detach(), rtol=1e-14)
-    for name, quantizer in quantizers.items():
-        expected = closed[1][name].view(1, -1, *[1] * (quantizer.planes.dim() - 2)) * quantizer.planes.detach()
-        assert torch.allclose(quantizer.planes.grad, expected, rtol=1e-13)
+    quantizers = {name: step.quantizer for name, step in steps.items()}
+    regularizer.check(quantizers)
+    value = regularizer.add_gradient_(steps)
+    if regularizer.on_weights:
+        weights = {name: step.weight.detach().requires_grad_(True) for name, step in steps.items()}
+        penalty = regularizer.weight_penalty(weights, quantizers)
+        grads = torch.autograd.grad(penalty, list(weights.values()))
+        for step, grad in zip(steps.values(), grads, strict=True):
+            assert torch.allclose(step.grad, grad, rtol=1e-13)
+    else:
+        for each in quantizers.values():
+            for latent in each.latents():
+                latent.requires_grad_(True)
+        penalty = regularizer.penalty(quantizers)
+        flat = [latent for each in quantizers.values() for latent in each.latents()]
+        grads = iter(torch.autograd.grad(penalty, flat, allow_unused=True, materialize_grads=True))
+        for name, each in quantizers.items():
+            expected[name] = [next(grads) for _ in each.latents()]
+        for name, step in steps.items():
+            found = step.penalty_gradients
+            if step.decay is not None:
+                planes = step.quantizer.planes.detach()
+                unfolded = step.decay.view(1, -1, *[1] * (planes.dim() - 2)) * planes
+                found = (unfolded, torch.zeros_like(expected[name][1]))
+            assert found is not None
+            for one, other in zip(found, expected[name], strict=True):
+                assert torch.allclose(one, other, rtol=1e-13)
+    assert torch.allclose(value, penalty.detach(), rtol=1e-14)
+
+
+@ALL
+def test_alpha_of_zero_presses_nothing(build: type[Regularizer], quantizer: Callable[..., WeightQuantizer]) -> None:
+    steps = begun(quantizer)
+    assert float(build(alpha=0).add_gradient_(steps)) == 0
+    for step in steps.values():
+        given = [step.grad, *(step.penalty_gradients or ()), *([] if step.decay is None else [step.decay])]
+        assert not any(bool(each.any()) for each in given)
 
 
 @ALL
 @pytest.mark.parametrize("alpha", [-1e-3, float("nan"), float("inf"), "strong", True])
-def test_alpha_must_be_a_number_that_is_not_negative(build: type[Regularizer], alpha: object) -> None:
+def test_alpha_must_be_a_number_that_is_not_negative(
+    build: type[Regularizer], quantizer: Callable[..., WeightQuantizer], alpha: object
+) -> None:
     with pytest.raises(ValueError, match="reg.alpha must be a number"):
         build(alpha=alpha)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bsq_lightning.cli.status import point_states
+from bsq_lightning.cli.sweep.status import point_states
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from tests.cli.commands import TINY, run, start
 from tests.cli.test_resume import same_run

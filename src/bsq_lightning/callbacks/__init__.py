@@ -1,6 +1,5 @@
 """Callbacks. Their order is meaning: adjust, calibrate, record, then write the checkpoint."""
 
-from bsq_lightning.callbacks.atomic_checkpoint_io import AtomicCheckpointIO, load_checkpoint, mend_last
 from bsq_lightning.callbacks.epoch_line import EpochLine
 from bsq_lightning.callbacks.precision_adjustment import PrecisionAdjustment
 from bsq_lightning.callbacks.preemption import Preempted, Preemption
@@ -10,7 +9,6 @@ from bsq_lightning.callbacks.run_recorder import RunRecorder
 from bsq_lightning.callbacks.skipped_images import SkippedImages
 
 __all__ = [
-    "AtomicCheckpointIO",
     "EpochLine",
     "PrecisionAdjustment",
     "Preempted",
@@ -20,6 +18,4 @@ __all__ = [
     "RankMismatchError",
     "RunRecorder",
     "SkippedImages",
-    "load_checkpoint",
-    "mend_last",
 ]

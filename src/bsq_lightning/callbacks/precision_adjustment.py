@@ -1,6 +1,5 @@
-"""The periodic precision adjustment of BSQ, with its audit."""
+"""The periodic precision adjustment of a stage, with its audit; it knows no method."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,64 +8,66 @@ import lightning as L
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
-from bsq_lightning.files import append_line, cut_lines
-from bsq_lightning.module import STAGES, QuantModule, evaluating
-from bsq_lightning.ops.bit_planes import plane_squares
+from bsq_lightning.module import QuantModule, evaluating
 from bsq_lightning.optimizer import LatentOptimizer
-from bsq_lightning.quantizers import BitPlaneQuantizer
+from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 LARGEST_CHANGE = 1e-6
 
 
 class PrecisionAdjustment(L.Callback):
-    """Every k epochs and after the last one: re-quantize, trim, forget the momentum of all parameters.
+    """Every k epochs and after the last one, lets every quantizer re-quantize and trim.
 
     It works at the end of the training epoch, before recorder and checkpoint, so that what is on disk is what is
-    live. Every adjustment is audited: the largest relative change of a weight (an error above 1e-6, unless the
-    quantizer repeats the 2021 code's jump), validation accuracy before and after, bits saved, layers touched, and
-    the norms of the planes. One line goes to the log, one row to ``adjustments.jsonl``.
+    live. Momentum of all parameters is dropped where a quantizer asks for it (bit planes do). Every adjustment is
+    audited: the largest relative change of a weight (an error above 1e-6, unless the quantizer says why it may move),
+    validation accuracy before and after, bits saved, layers touched, and what each quantizer tells of itself (the
+    norms of planes). One line goes to the log, one row to ``adjustments.jsonl``.
 
     Args:
-        every_n_epochs: the interval k.
+        every_n_epochs: the interval k; None in a stage that is not adjusted.
         folder: run folder; None writes nothing.
 
     Raises:
         ValueError: the interval is not a positive whole number.
     """
 
-    def __init__(self, every_n_epochs: int, folder: str | None = None) -> None:
-        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
+    def __init__(self, every_n_epochs: int | None, folder: str | None = None) -> None:
+        if every_n_epochs is not None and (type(every_n_epochs) is not int or every_n_epochs < 1):
             raise ValueError(f"the adjustment interval must be a positive number of epochs, not {every_n_epochs!r}")
         self.every_n_epochs = every_n_epochs
-        self.path = Path(folder) / "adjustments.jsonl" if folder else None
+        self.folder = RunFolder(Path(folder)) if folder else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.path and trainer.is_global_zero and isinstance(pl_module, QuantModule) and pl_module.stage == "bits":
-            epoch = trainer.current_epoch
-            cut_lines(self.path, lambda line: json.loads(line)["epoch"] < epoch)
+        assert isinstance(pl_module, QuantModule)
+        if self.folder and trainer.is_global_zero and self.every_n_epochs is not None:
+            self.folder.cut_adjustments(pl_module.stage, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
         epoch = trainer.current_epoch + 1
-        if pl_module.stage != STAGES[1] or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):
+        if self.every_n_epochs is None or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):
             return
         network = pl_module.network
+        network.hold_weights_()
         before = network.scheme()
-        norms = _plane_norms(pl_module)
         old = [parameter.detach().clone() for _, parameter, _ in network.quantizers()]
         accuracy = trainer.callback_metrics.get("val/acc")
-        network.adjust_precision_()
-        change, worst = _largest_change(pl_module, old)
-        optimizer = pl_module.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, LatentOptimizer)
-        optimizer.forget_momentum_()
+        done = network.adjust_precision_()
+        changes = _largest_changes(pl_module, old)
+        if any(each.forget_momentum for each in done.values()):
+            optimizer = pl_module.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, LatentOptimizer)
+            optimizer.forget_momentum_()
         after = network.scheme()
         accuracy_after = _accuracy(trainer, pl_module)
+        change = max(changes.values(), default=0.0)
 
         was, now = before.precisions(), after.precisions()
         touched = [name for name in now if now[name] != was[name]]
         row = {
+            "stage": pl_module.stage,
             "epoch": trainer.current_epoch,
             "largest_relative_change": change,
             "acc_before": None if accuracy is None else float(accuracy),
@@ -76,10 +77,10 @@ class PrecisionAdjustment(L.Callback):
             "mean_precision_after": after.mean_precision,
             "kilobytes_after": after.bits("model") / 8000,
             "gbops_after": after.gbops,
-            "layers": {name: {"from": was[name], "to": now[name], "plane_norms": norms[name]} for name in now},
+            "layers": {name: {"from": was[name], "to": now[name], **done[name].audit} for name in now},
         }
-        if self.path and trainer.is_global_zero:
-            append_line(self.path, json.dumps(row))
+        if self.folder and trainer.is_global_zero:
+            self.folder.add_adjustment(row)
         shown = " -> ".join("?" if a is None else f"{100 * a:.2f} %" for a in (row["acc_before"], accuracy_after))
         log.info(
             "adjustment after epoch %d: %.2f -> %.2f bits per weight (%.2f x), %d of %d layers changed, %d bits saved, "
@@ -92,32 +93,24 @@ class PrecisionAdjustment(L.Callback):
                 log.warning("layer %s is at 0 bits: it outputs zero from now on and never grows back", name)
         if not touched:
             log.warning("nothing moved at this adjustment: normal at alpha=0, else raise alpha or the interval")
-        if change > LARGEST_CHANGE:
-            message = f"the adjustment moved a weight of {worst} by {change:.1e} relative"
-            if isinstance(network.quantizer(worst), BitPlaneQuantizer) and network.quantizer(worst).clip_always:
-                log.warning("%s (the 2021 code's clip against growth, which this quantizer repeats)", message)
-            else:
-                raise RuntimeError(
-                    f"{message}; it must not exceed {LARGEST_CHANGE}. This is a defect, please report it"
-                )
+        for name, moved in changes.items():
+            if moved > LARGEST_CHANGE:
+                message = f"the adjustment moved a weight of {name} by {moved:.1e} relative"
+                if not done[name].may_move:
+                    raise RuntimeError(
+                        f"{message}; it must not exceed {LARGEST_CHANGE}. This is a defect, please report it"
+                    )
+                log.warning("%s (%s)", message, done[name].may_move)
 
 
-def _plane_norms(module: QuantModule) -> dict[str, list[float]]:
-    return {
-        name: [round(float(norm), 4) for norm in plane_squares(quantizer.planes).sqrt()]
-        for name, _, quantizer in module.network.quantizers()
-        if isinstance(quantizer, BitPlaneQuantizer)
-    }
-
-
-def _largest_change(module: QuantModule, old: list[torch.Tensor]) -> tuple[float, str]:
-    """Largest |new - old| / |old| over all weights (infinite where a zero moved), and the tensor it is in."""
-    worst = (0.0, "")
+def _largest_changes(module: QuantModule, old: list[torch.Tensor]) -> dict[str, float]:
+    """Largest |new - old| / |old| of each tensor's weights (infinite where a zero moved)."""
+    changes = {}
     for (name, parameter, _), before in zip(module.network.quantizers(), old, strict=True):
         moved = (parameter.detach() - before).abs()
         relative = torch.where(moved == 0, moved, moved / before.abs())
-        worst = max(worst, (float(relative.max()), name))
-    return worst
+        changes[name] = float(relative.max())
+    return changes
 
 
 def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:

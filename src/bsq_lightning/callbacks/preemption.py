@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from bsq_lightning.distributed import largest_over_ranks_
 from bsq_lightning.module import QuantModule
-from bsq_lightning.ops.ranks import largest_over_ranks_
 
 log = logging.getLogger(__name__)
 

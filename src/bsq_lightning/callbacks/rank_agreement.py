@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from bsq_lightning.data import ImageDataModule
+from bsq_lightning.distributed import checksum, of_all_ranks
 from bsq_lightning.module import QuantModule
-from bsq_lightning.ops.ranks import checksum, of_all_ranks
 
 
 class RankMismatchError(ValueError):

@@ -1,19 +1,13 @@
 """Keeps the run folder: one row of metrics an epoch and the newest scheme."""
 
-import csv
-import io
 import time
 from pathlib import Path
 
 import lightning as L
 
-from bsq_lightning.files import append_line, cut_lines, write_whole
-from bsq_lightning.module import STAGES, QuantModule
-
-COLUMNS: tuple[str, ...] = (
-    "stage", "epoch", "step", "lr", "train/loss", "train/penalty", "train/acc", "val/loss", "val/acc", "val/top5",
-    "mean_precision", "compression_paper", "compression_signed", "compression_model", "seconds",
-)  # fmt: skip
+from bsq_lightning.files import write_whole
+from bsq_lightning.module import QuantModule
+from bsq_lightning.run_folder import COLUMNS, RunFolder
 
 
 class RunRecorder(L.Callback):
@@ -27,19 +21,14 @@ class RunRecorder(L.Callback):
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+        self.folder = RunFolder(Path(folder))
         self.started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
         self.started = time.monotonic()  # an epoch that goes on in its middle has no start
-        if not trainer.is_global_zero:
-            return
-        path = self.folder / "metrics.csv"
-        if not path.exists():
-            write_whole(path, ",".join(COLUMNS) + "\n")
-        here = (STAGES.index(pl_module.stage), trainer.current_epoch)
-        cut_lines(path, lambda line: line.startswith("stage,") or _position(line) < here)
+        if trainer.is_global_zero:
+            self.folder.cut_metrics(pl_module.stage, trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.monotonic()
@@ -51,7 +40,7 @@ class RunRecorder(L.Callback):
         row = {key: float(value) for key, value in trainer.callback_metrics.items() if key in COLUMNS}
         if not trainer.is_global_zero:
             return
-        row |= {
+        self.folder.add_metrics(row | {
             "stage": pl_module.stage,
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -61,14 +50,6 @@ class RunRecorder(L.Callback):
             "compression_signed": scheme.compression("signed"),
             "compression_model": scheme.compression("model"),
             "seconds": round(time.monotonic() - self.started, 3),
-        }
-        line = io.StringIO()
-        csv.DictWriter(line, COLUMNS, restval="", lineterminator="").writerow(row)
-        append_line(self.folder / "metrics.csv", line.getvalue())
+        })  # fmt: skip
         if scheme.layers:
-            write_whole(self.folder / "scheme.json", scheme.to_json())
-
-
-def _position(line: str) -> tuple[int, int]:
-    stage, epoch, *_ = line.split(",")
-    return STAGES.index(stage), int(epoch)
+            write_whole(self.folder.scheme_file, scheme.to_json())

@@ -5,7 +5,7 @@ import logging
 import lightning as L
 
 from bsq_lightning.data import ImageFolderDataModule
-from bsq_lightning.ops.ranks import largest_over_ranks_
+from bsq_lightning.distributed import largest_over_ranks_
 
 log = logging.getLogger(__name__)
 

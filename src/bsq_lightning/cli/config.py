@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from bsq_lightning.identity import upgraded
+
 #: What a user's mistake raises; shown as one message.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, OmegaConfBaseException)
 _PACKAGE = Path(__file__).parents[1]
@@ -38,7 +40,8 @@ def read_config(path: Path) -> DictConfig:
         raise ValueError(f"{path} cannot be read as the config of a run ({reason}): nothing in it is used") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} is not the config of a run: it holds a list")
-    return config
+    plain: Any = OmegaConf.to_container(config)
+    return OmegaConf.create(upgraded(plain))
 
 
 def instantiate(config: Any, **arguments: Any) -> Any:

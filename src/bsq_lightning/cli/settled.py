@@ -7,21 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.config import read_config
 from bsq_lightning.files import write_whole
+from bsq_lightning.identity import before_float, differences, flat, is_free
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
-
-#: What may change between two starts of one run: paths, devices and how they compute, loggers. Everything else is
-#: what the run is.
-FREE = (
-    "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
-    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last",
-)  # fmt: skip
-#: What the float stage does not depend on; runs that agree in all else can share one.
-AFTER_FLOAT = (
-    "quant", "reg", "scheme", "stages.bits", "stages.finetune", "model.shortcuts", "model.float_activations",
-    "callbacks.precision_adjustment", "callbacks.range_calibration", *FREE,
-)  # fmt: skip
 
 
 def settle(cfg: DictConfig, folder: RunFolder) -> DictConfig:
@@ -59,33 +47,17 @@ def settled_config(cfg: DictConfig, kept: Any = None) -> DictConfig:
 
 def float_part(settled: Any) -> dict[str, Any]:
     """The settings that the float stage depends on, flat."""
-    return _without(_flat(OmegaConf.to_container(settled)), AFTER_FLOAT)
-
-
-def differences(asked: dict[str, Any], kept: dict[str, Any]) -> list[str]:
-    """Where two flat configs differ, in words."""
-    return [
-        f"{key}: {kept.get(key, 'absent')} there, {asked.get(key, 'absent')} now"
-        for key in sorted(kept.keys() | asked.keys())
-        if kept.get(key) != asked.get(key)
-    ]
+    return {key: value for key, value in flat(OmegaConf.to_container(settled)).items() if before_float(key)}
 
 
 def check_same(asked: DictConfig, kept: Any, folder: RunFolder) -> None:
     """Raises ValueError, with the differences, where a settled config is another run than the folder's."""
-    new, old = (_without(_flat(OmegaConf.to_container(config)), FREE) for config in (asked, kept))
+    new, old = (
+        {key: value for key, value in flat(OmegaConf.to_container(config)).items() if not is_free(key)}
+        for config in (asked, kept)
+    )
     if found := differences(new, old):  # a setting that is newer than the run, and off, is no difference
         raise ValueError(
             f"{folder.path} holds a run with another config, which would be continued under a false name. "
             f"Choose another folder; they differ in: {'; '.join(found)}"
         )
-
-
-def _without(flat: dict[str, Any], left_out: tuple[str, ...]) -> dict[str, Any]:
-    return {k: v for k, v in flat.items() if not any(k == key or k.startswith(f"{key}.") for key in left_out)}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): None if node == {} else node}

@@ -1,15 +1,17 @@
 """Quantizers: each owns the latents of one tensor and says what the tensor is. One method, one file."""
 
 from bsq_lightning.quantizers.activation import PACT, ActivationQuantizer, ReLU6Quantizer, relu6_or_pact
-from bsq_lightning.quantizers.base import LatentStep, WeightQuantizer
+from bsq_lightning.quantizers.base import Adjustment, LatentRate, LatentStep, WeightQuantizer
 from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
 from bsq_lightning.quantizers.latent import LatentQuantizer
 
 __all__ = [
     "PACT",
     "ActivationQuantizer",
+    "Adjustment",
     "BitPlaneQuantizer",
     "LatentQuantizer",
+    "LatentRate",
     "LatentStep",
     "ReLU6Quantizer",
     "WeightQuantizer",

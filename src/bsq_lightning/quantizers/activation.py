@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.ops.ranks import largest_over_ranks_
+from bsq_lightning.distributed import largest_over_ranks_
 from bsq_lightning.quantizers.base import check_precision
 
 
@@ -43,6 +43,10 @@ class ActivationQuantizer(nn.Module):
     def clip(self, x: Tensor) -> Tensor:
         """What happens before rounding; the identity here."""
         return x
+
+    def clip_value(self) -> float | None:
+        """The bound of ``clip``; None where there is none (reads the device)."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.clip(x)
@@ -84,6 +88,9 @@ class ReLU6Quantizer(ActivationQuantizer):
     def clip(self, x: Tensor) -> Tensor:
         return x.clamp(-6, 6)
 
+    def clip_value(self) -> float:
+        return 6.0
+
 
 class PACT(ActivationQuantizer):
     """Learned clip, then rounds; the choice at 3 bits and fewer (Choi et al., 2018, arXiv 1805.06085).
@@ -100,6 +107,9 @@ class PACT(ActivationQuantizer):
     def clip(self, x: Tensor) -> Tensor:
         alpha = self.alpha.to(x.dtype)
         return torch.clamp(x, -alpha, alpha)
+
+    def clip_value(self) -> float:
+        return float(self.alpha.detach())
 
 
 def relu6_or_pact(precision: int) -> ActivationQuantizer:

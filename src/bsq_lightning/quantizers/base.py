@@ -2,9 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from bsq_lightning.quantized_tensor import QuantizedTensor
 
 MAX_PRECISION = 16
 
@@ -20,24 +24,53 @@ def check_precision(name: str, value: int, lowest: int = 1) -> int:
     return value
 
 
-class LatentStep(NamedTuple):
-    """What the optimizer hands to a quantizer that steps its latents itself.
+@dataclass
+class LatentStep:
+    """One step of one tensor, between the backward pass and the optimizer; a penalty adds its gradient here.
 
     Args:
         quantizer: the quantizer.
         weight: W as the network used it.
-        grad: G, shape of W.
+        grad: G, shape of W. A penalty on W adds to it, in a tensor of its own.
         state: the optimizer's state of this tensor, empty after an adjustment.
-        plane_decay: ``[n]``, a closed-form penalty whose gradient is ``plane_decay[b] * planes[:, b]``; or None.
-        penalty_gradients: gradients of any other penalty, shaped as ``latents()``; or None.
+        decay: a closed form that the quantizer takes in place of ``penalty_gradients`` (bit planes: ``[n]``, where the
+            gradient of plane b is ``decay[b]`` times the plane); or None.
+        penalty_gradients: gradients of a penalty on the latents, shaped as ``latents()``; or None.
     """
 
     quantizer: Any
     weight: Tensor
     grad: Tensor
     state: dict[str, Any]
-    plane_decay: Tensor | None = None
+    decay: Tensor | None = None
     penalty_gradients: Sequence[Tensor] | None = None
+
+
+class LatentRate(NamedTuple):
+    """How the optimizer treats one latent: ordinary settings of a param group.
+
+    Args:
+        lr_factor: times the learning rate of the weights.
+        weight_decay: its own; None takes that of the weights.
+    """
+
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What a quantizer did at a precision adjustment.
+
+    Args:
+        may_move: why W may have changed; empty if it must not have.
+        forget_momentum: whether the momentum of all parameters is to be dropped.
+        audit: what the audit keeps of this tensor, beside its bits; plain numbers and lists.
+    """
+
+    may_move: str = ""
+    forget_momentum: bool = False
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -47,10 +80,14 @@ class WeightQuantizer(nn.Module, ABC):
     then asks for the new W. Latents are Parameters without ``requires_grad``, so they are in the state dict and DDP
     broadcasts them once, but no bucket and no graph holds them.
 
+    A method that trains with another W than the one it will ship (soft bits, random grids) returns it from
+    ``training_weight``; then the network holds that one in training and ``weight()`` in all else.
+
     Laws (``tests/quantizers/test_laws.py`` holds every implementation to them):
-        ``weight() == codes() * step()``, with integer codes;
-        a step with gradient G moves the latents as autograd through the straight-through form would;
-        ``project_`` twice is ``project_`` once, ``adjust_precision_`` twice is once and moves no weight;
+        ``weight()`` equals ``tensor().dequantize()``, bit for bit;
+        a step with gradient G moves the latents as autograd through the relaxed form would;
+        ``project_`` twice is ``project_`` once, ``adjust_precision_`` twice is once;
+        an adjustment moves no weight, or says why it may;
         a state dict loads into a quantizer of any precision and gives the same codes.
     """
 
@@ -71,19 +108,44 @@ class WeightQuantizer(nn.Module, ABC):
         """Signed integer codes as floats, shape of W."""
 
     def step(self) -> Tensor:
-        """Value of one code, ``scale / (2^n - 1)``; 0 at 0 bits."""
+        """Value of one code, broadcastable to W: ``scale / (2^n - 1)``; 0 at 0 bits."""
         return self.scale.detach() / (2**self.precision - 1) if self.precision else self.scale.detach() * 0
 
     def weight(self) -> Tensor:
-        """W, exactly ``codes() * step()``."""
+        """W, exactly ``codes() * step()``: what is evaluated, counted and shipped."""
         return self.codes() * self.step()
+
+    def tensor(self) -> QuantizedTensor:
+        """What this tensor is, for all that comes after training."""
+        return QuantizedTensor(self.codes().to(torch.int32), self.step(), self.precision)
+
+    @property
+    def exact(self) -> bool:
+        """Whether training computes with ``weight()`` itself now."""
+        return True
+
+    samples = False
+    """Whether ``training_weight`` draws at random, so that it is asked anew before every step."""
+
+    def training_weight(self, generator: torch.Generator) -> Tensor:
+        """The W that training computes with while this is not ``exact``; ``generator`` is the same on all ranks."""
+        return self.weight()
+
+    def on_epoch(self, progress: float) -> None:  # noqa: B027
+        """Called before every epoch of a stage: sets temperatures and the like by ``progress``, from 0 at the first
+        epoch to 1 at the last. What it sets follows from ``progress`` alone, so that a resumed run has it too."""
 
     @abstractmethod
     def latents(self) -> Sequence[nn.Parameter]:
         """What is trained in place of W."""
 
+    def latent_rates(self) -> Sequence[LatentRate]:
+        """For each of ``latents()``, in order, its learning rate and weight decay relative to the weights'."""
+        return [LatentRate()] * len(self.latents())
+
     def latent_gradients(self, weight: Tensor, grad: Tensor) -> Sequence[Tensor]:
-        """Gradients of ``latents()``, in order, from W and G. Not asked of a quantizer that ``steps_itself``."""
+        """Gradients of ``latents()``, in order, from W as training used it and G. Not asked of a quantizer that
+        ``steps_itself``."""
         raise NotImplementedError
 
     steps_itself = False
@@ -102,5 +164,12 @@ class WeightQuantizer(nn.Module, ABC):
     def project_(self) -> None:  # noqa: B027
         """Brings the latents back into their range; called after every step that the quantizer does not take itself."""
 
-    def adjust_precision_(self) -> None:  # noqa: B027
-        """Re-quantizes and drops what is empty; W does not change. Only some methods do this."""
+    def adjust_precision_(self, bits: int | None = None) -> Adjustment:
+        """Re-quantizes and drops what is empty, or goes to ``bits``; only some methods do either.
+
+        Raises:
+            ValueError: this method cannot be brought to a number of bits.
+        """
+        if bits is not None and bits != self.precision:
+            raise ValueError(f"{type(self).__name__} keeps its {self.precision} bits and cannot be brought to {bits}")
+        return Adjustment()

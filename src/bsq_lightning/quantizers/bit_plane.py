@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.ops.bit_planes import merge_planes, split_planes, trim_codes
+from bsq_lightning.ops.bit_planes import merge_planes, plane_squares, split_planes, trim_codes
 from bsq_lightning.ops.plane_step import SMALLEST_SCALE, PlaneTensors, Rates, plane_step_
 from bsq_lightning.ops.uniform import levels, max_step, quantize
-from bsq_lightning.quantizers.base import LatentStep, WeightQuantizer, check_precision
+from bsq_lightning.quantizers.base import Adjustment, LatentStep, WeightQuantizer, check_precision
 
 
 class BitPlaneQuantizer(WeightQuantizer):
@@ -118,7 +118,7 @@ class BitPlaneQuantizer(WeightQuantizer):
         state["planes"] = state["planes"].to(self.planes.dtype)
         if "squares" not in state:
             state["squares"] = self.scale.new_zeros(self.precision)
-        decay = step.plane_decay if step.plane_decay is not None else self.scale.new_zeros(self.precision)
+        decay = step.decay if step.decay is not None else self.scale.new_zeros(self.precision)
         return PlaneTensors(
             self.planes, state["planes"], step.grad, step.weight, self.scale, state["scale"],
             decay.to(self.scale.dtype), state["squares"], clip=self._clips, extra=step.penalty_gradients,
@@ -130,15 +130,32 @@ class BitPlaneQuantizer(WeightQuantizer):
         self.planes.clamp_(0, 2)
         self.scale.clamp_(min=SMALLEST_SCALE)
 
+    def squares(self, state: Mapping[str, Any]) -> Tensor:
+        """``plane_squares`` of the planes now, ``[n]``; taken from ``state`` where the last step has computed them."""
+        known = state.get("squares")
+        # What is known of other bits than there are now is from before an adjustment.
+        return known if known is not None and len(known) == self.precision else plane_squares(self.planes.detach())
+
     @torch.no_grad()
-    def adjust_precision_(self) -> None:
+    def adjust_precision_(self, bits: int | None = None) -> Adjustment:
         """Re-quantization: the codes, not single planes, are rounded and expanded again; then both ends are trimmed.
 
         A code above ``2^n - 1`` brings one bit more (never beyond max_precision), an empty plane at either end goes,
         and the scale is set so that no weight moves. A tensor of zeros ends at min_precision bits.
+
+        Args:
+            bits: goes to so many bits instead: the lowest planes are rounded away, or empty ones are added.
+
+        Raises:
+            ValueError: bits outside 1..max_precision, or a tensor that is at 0 bits and cannot grow.
         """
+        if bits is not None:
+            return self._go_to(check_precision("bits", bits))
+        norms = [round(float(norm), 4) for norm in plane_squares(self.planes).sqrt()]
+        moves = "the 2021 code's clip against growth, which this quantizer repeats" if self.clip_always else ""
+        done = Adjustment(moves, forget_momentum=True, audit={"plane_norms": norms})
         if not self.precision:
-            return
+            return done
         step = self.step()
         codes = merge_planes(self.planes).round_()
         if self.precision >= self.max_precision:
@@ -148,6 +165,17 @@ class BitPlaneQuantizer(WeightQuantizer):
         self.planes.data = split_planes(codes, precision).to(self.planes.dtype)
         if precision:
             self.scale.copy_(step * 2**shift * levels(precision))
+        return done
+
+    def _go_to(self, bits: int) -> Adjustment:
+        if not self.precision or bits > self.max_precision:
+            raise ValueError(f"{self.precision} bits of at most {self.max_precision} cannot be brought to {bits}")
+        codes, step, lost = self.codes(), self.step(), self.precision - bits
+        if lost > 0:
+            codes, step = (codes / 2**lost).round_(), step * 2**lost
+        self.planes.data = split_planes(codes.clamp_(-levels(bits), levels(bits)), bits).to(self.planes.dtype)
+        self.scale.copy_(step * levels(bits))
+        return Adjustment(f"brought to {bits} bits", forget_momentum=True)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         # Planes come and go with adjustments: the checkpoint, not the live tensor, says how many there are.

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.ops.uniform import levels, max_step, mse_step, quantize
+from bsq_lightning.ops.uniform import levels, max_step, mse_step, quantize, sum_like
 from bsq_lightning.quantizers.base import WeightQuantizer, check_precision
 
+SMALLEST_SCALE = 1e-8
 STEPS = {"max": max_step, "mse": mse_step}
 
 
@@ -24,8 +25,9 @@ class LatentQuantizer(WeightQuantizer):
     Args:
         weight: tensor to start from.
         precision: bits of magnitude; 0 freezes the tensor at zero.
-        step: value of one code; a float, or ``max`` / ``mse`` to choose it from the tensor.
+        step: value of one code, a number or a tensor ``[K, 1, ...]``; or ``max`` / ``mse`` to choose it from W.
         units: ``scale`` or ``weight``.
+        per_channel: whether each output channel has a step of its own, where ``step`` is a rule.
 
     Raises:
         ValueError: precision outside 0..16, an unknown step rule or unknown units.
@@ -35,7 +37,14 @@ class LatentQuantizer(WeightQuantizer):
         tensor([1., -0., 0.])
     """
 
-    def __init__(self, weight: Tensor, precision: int = 8, step: float | str = "max", units: str = "scale") -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        precision: int = 8,
+        step: float | str | Tensor = "max",
+        units: str = "scale",
+        per_channel: bool = False,
+    ) -> None:
         super().__init__()
         if units not in ("scale", "weight"):
             raise ValueError(f"units must be scale or weight, not {units!r}")
@@ -46,7 +55,9 @@ class LatentQuantizer(WeightQuantizer):
         self.units = units
         size = weight.new_tensor(0.0)
         if self._precision:
-            size = STEPS[step](weight, precision) if isinstance(step, str) else weight.new_tensor(step)
+            size = STEPS[step](weight, precision, per_channel) if isinstance(step, str) else _as_tensor(step, weight)
+            if size.dim():
+                size = size.clamp_min(SMALLEST_SCALE)  # a channel of zeros
         self.scale = nn.Parameter(size * levels(precision), requires_grad=False)
         start = weight.clone() if self._precision else torch.zeros_like(weight)
         if units == "scale" and self._precision:
@@ -79,14 +90,14 @@ class LatentQuantizer(WeightQuantizer):
         if not self.precision:
             return ()
         if self.units == "scale":
-            return grad * self.scale, (grad * weight).sum() / self.scale
+            return grad * self.scale, sum_like(grad * weight, self.scale) / self.scale
         return (grad.clone(),)
 
     @torch.no_grad()
     def project_(self) -> None:
         """The latent back into the range of the codes."""
         if self.units == "scale":
-            self.scale.clamp_(min=1e-8 if self.precision else 0.0)
+            self.scale.clamp_(min=SMALLEST_SCALE if self.precision else 0.0)
             self.latent.clamp_(-1, 1)
         else:
             self.latent.clamp_(-self.scale, self.scale)
@@ -96,3 +107,7 @@ class LatentQuantizer(WeightQuantizer):
 
     def set_extra_state(self, state: Any) -> None:
         self._precision = check_precision("precision in the checkpoint", state, lowest=0)
+
+
+def _as_tensor(step: float | Tensor, like: Tensor) -> Tensor:
+    return step.detach().clone().to(like) if isinstance(step, Tensor) else like.new_tensor(step)

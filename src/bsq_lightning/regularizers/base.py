@@ -4,16 +4,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from bsq_lightning.quantizers import WeightQuantizer
+from bsq_lightning.quantizers import LatentStep, WeightQuantizer
 
 
 class Regularizer(ABC):
-    """A penalty on latents, already multiplied by its strength.
+    """A penalty on latents or on weights, already multiplied by its strength.
 
-    Law: where ``plane_decay`` answers, its value is ``penalty`` and ``plane_decay[b] * planes[:, b]`` is the gradient
-    that autograd finds.
+    ``penalty`` says what it is; its gradient joins a step through ``add_gradient_``, by autograd unless a closed form
+    replaces it. A penalty on weights (``on_weights``) sees W where the others see latents, and its gradient joins G:
+    it works with every quantizer, and bit planes keep their fused step.
+
+    Laws (``tests/regularizers/test_laws.py`` holds every implementation to them):
+        ``add_gradient_`` returns the value of ``penalty`` and adds the gradient that autograd finds.
 
     Args:
         alpha: strength, at least 0; 0 is every sweep's control run.
@@ -21,6 +26,9 @@ class Regularizer(ABC):
     Raises:
         ValueError: alpha is negative, not finite or not a number.
     """
+
+    on_weights = False
+    """Whether the penalty is a function of the weights alone."""
 
     def __init__(self, alpha: float) -> None:
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
@@ -31,17 +39,46 @@ class Regularizer(ABC):
     def check(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
         """Raises ValueError if there is nothing here that this penalty acts on (a silent zero would mislead)."""
 
-    @abstractmethod
     def penalty(self, quantizers: Mapping[str, WeightQuantizer]) -> Tensor:
-        """The penalty as a 0-d tensor, differentiable in the latents."""
+        """The penalty as a 0-d tensor, differentiable in the latents. One ``on_weights`` has ``weight_penalty``."""
+        raise NotImplementedError
 
-    def plane_decay(
-        self, quantizers: Mapping[str, WeightQuantizer], squares: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The penalty and a factor for each bit plane by name, if the gradient has that closed form.
+    def weight_penalty(self, weights: Mapping[str, Tensor], quantizers: Mapping[str, WeightQuantizer]) -> Tensor:
+        """The penalty as a 0-d tensor, differentiable in ``weights``; ``quantizers`` tell codes, steps and bits."""
+        raise NotImplementedError
 
-        Args:
-            quantizers: all of the network, by name.
-            squares: ``plane_squares`` of those whose planes are as the last step left them, which has computed it.
-        """
-        return None
+    def on_epoch(self, progress: float) -> None:  # noqa: B027
+        """Called before every epoch of a stage, with ``progress`` from 0 at the first to 1 at the last."""
+
+    def add_gradient_(self, steps: Mapping[str, LatentStep]) -> Tensor:
+        """Adds the penalty's gradient to every step, by name of its tensor; returns the penalty."""
+        quantizers = {name: step.quantizer for name, step in steps.items()}
+        if self.on_weights:
+            weights = {name: step.weight.detach().requires_grad_(True) for name, step in steps.items()}
+            with torch.enable_grad():
+                penalty = self.weight_penalty(weights, quantizers)
+                grads = _gradients(penalty, list(weights.values()))
+            for step, grad in zip(steps.values(), grads, strict=True):
+                step.grad = step.grad + grad
+            return penalty.detach()
+        latents = {name: list(quantizer.latents()) for name, quantizer in quantizers.items()}
+        flat = [latent for group in latents.values() for latent in group]
+        try:
+            for latent in flat:
+                latent.requires_grad_(True)
+            with torch.enable_grad():
+                penalty = self.penalty(quantizers)
+                remaining = iter(_gradients(penalty, flat))
+        finally:
+            for latent in flat:
+                latent.requires_grad_(False)
+        for name, group in latents.items():
+            steps[name].penalty_gradients = tuple(next(remaining) for _ in group)
+        return penalty.detach()
+
+
+def _gradients(penalty: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    """Zeros where the penalty does not depend on an input, and everywhere where it depends on none (no bit is left)."""
+    if not inputs or not penalty.requires_grad:
+        return tuple(torch.zeros_like(each) for each in inputs)
+    return torch.autograd.grad(penalty, inputs, allow_unused=True, materialize_grads=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bsq_lightning.ops.bit_planes import plane_squares
-from bsq_lightning.quantizers import BitPlaneQuantizer, WeightQuantizer
+from bsq_lightning.quantizers import BitPlaneQuantizer, LatentStep, WeightQuantizer
 from bsq_lightning.regularizers.base import Regularizer
 
 EPSILON = 1e-8  # inside the root, as in the authors' code: the gradient stays finite on an empty plane
@@ -44,18 +44,19 @@ class BitGroupLasso(Regularizer):
         ]
         return torch.stack(terms).sum()
 
-    def plane_decay(
-        self, quantizers: Mapping[str, WeightQuantizer], squares: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        planes = _planes(quantizers)
+    def add_gradient_(self, steps: Mapping[str, LatentStep]) -> Tensor:
+        """The closed form: the gradient is a factor for each plane times the plane, so no graph and no plane is held.
+
+        The norms are those that the last step has computed with the planes, where it has.
+        """
+        planes = _planes({name: step.quantizer for name, step in steps.items()})
         # All layers in one vector, so that the number of operations does not grow with theirs.
-        # What is known of other bits than there are now is from before an adjustment.
-        fresh = {name for name, q in planes.items() if name in squares and len(squares[name]) == q.precision}
-        known = [squares[n] if n in fresh else plane_squares(q.planes.detach()) for n, q in planes.items()]
-        norms = (torch.cat(known) + EPSILON).sqrt()
+        norms = (torch.cat([q.squares(steps[name].state) for name, q in planes.items()]) + EPSILON).sqrt()
         weights = self._weights_of_bits(planes, norms)
         decays = (weights / norms).split([quantizer.precision for quantizer in planes.values()])
-        return (weights * norms).sum(), dict(zip(planes, decays, strict=True))
+        for name, decay in zip(planes, decays, strict=True):
+            steps[name].decay = decay
+        return (weights * norms).sum()
 
     def _weights_of_bits(self, planes: Mapping[str, BitPlaneQuantizer], like: Tensor) -> Tensor:
         """``alpha n_l P_l / P_tot`` for every bit of every layer, copied to the device only when the bits change."""

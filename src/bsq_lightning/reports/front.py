@@ -25,7 +25,7 @@ def uniform_line(rows: list[Row], counting: str) -> list[tuple[float, float]]:
     best: dict[float, float] = {}
     for row in rows:
         size, accuracy = row.compression(counting), row.test_accuracy
-        if row.setting.method == "uniform" and size and accuracy:
+        if row.setting.baseline and size and accuracy:
             best[size.mean] = max(accuracy.mean, best.get(size.mean, -math.inf))
     return sorted(best.items())
 
@@ -51,6 +51,6 @@ def above_line(line: list[tuple[float, float]], compression: float, accuracy: fl
 def row_above_line(rows: list[Row], row: Row, counting: str = "paper") -> float | None:
     """How far a row's mean test accuracy is above the uniform line at its mean size; None for the line itself."""
     size, accuracy = row.compression(counting), row.test_accuracy
-    if row.setting.method in ("uniform", "float") or not size or not accuracy:
+    if row.setting.baseline or row.setting.method == "float" or not size or not accuracy:
         return None
     return above_line(uniform_line(rows, counting), size.mean, accuracy.mean)

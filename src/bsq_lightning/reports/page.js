@@ -46,7 +46,7 @@ function curveColours(group) {
   const c = colours(), result = new Map();
   let next = 0;
   for (const row of group.rows) if (row.method !== "float" && !result.has(row.curve))
-    result.set(row.curve, row.method === "uniform" && ![...result.values()].includes(c.base) ? c.base : c.list[next++ % c.list.length]);
+    result.set(row.curve, row.baseline && ![...result.values()].includes(c.base) ? c.base : c.list[next++ % c.list.length]);
   return result;
 }
 function dashes(group) {
@@ -75,14 +75,14 @@ function frontTraces(group, view) {
   for (const [curve, tone] of colour) {
     const rows = drawn.filter((row) => row.curve === curve).sort((a, b) => at(a, view) - at(b, view));
     if (!rows.length) continue;
-    const uniform = rows[0].method === "uniform";
+    const uniform = rows[0].baseline;
     const seeds = rows.filter((row) => row.n > 1).flatMap((row) => row.runs).map((i) => data.runs[i]).filter((r) => r.test !== null && r.state === "done");
     if (seeds.length) traces.push({x: seeds.map((r) => at(r, view)), y: seeds.map((r) => r.test), mode: "markers", showlegend: false,
       marker: {color: tone, size: 5, opacity: .4}, hovertext: seeds.map((r) => `<b>${text(r.label)}</b>, seed ${r.seed}<br>${text(r.name)}<br>test ${fixed(r.test)} %`),
       hoverinfo: "text", customdata: seeds.map((r) => data.runs.indexOf(r))});
     traces.push({x: rows.map((r) => at(r, view)), y: rows.map((r) => r.acc), name: text(curve) + (uniform ? ": the line to beat" : ""),
       mode: "lines+markers", line: {color: tone, width: uniform ? 2.5 : 1.6, dash: dash(curve)},
-      marker: {color: tone, size: 9, symbol: uniform ? "square" : rows[0].method === "from scheme" ? "triangle-up" : "circle"},
+      marker: {color: tone, size: 9, symbol: uniform ? "square" : rows[0].knobless ? "triangle-up" : "circle"},
       error_y: {type: "data", array: rows.map((r) => r.sd || 0), visible: rows.some((r) => r.sd), color: tone, thickness: 1.2, width: 3},
       error_x: {type: "data", array: rows.map((r) => view.axis === "c" && r.x[view.counting].csd || 0),
         visible: view.axis === "c" && rows.some((r) => r.x[view.counting].csd), color: tone, thickness: 1.2, width: 3},

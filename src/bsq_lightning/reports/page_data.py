@@ -75,6 +75,8 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
         "short": _short(row),
         "curve": row.curve,
         "method": setting.method,
+        "knobless": setting.knob is None,
+        "baseline": setting.baseline,
         "alpha": setting.alpha,
         "acc": None if accuracy is None else rounded(100 * accuracy.mean, 6),
         "sd": None if accuracy is None or accuracy.std is None else rounded(100 * accuracy.std),
@@ -90,9 +92,11 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
 def _short(row: Row) -> str:
     """The knob, to stand beside a point."""
     setting = row.setting
-    if setting.method == "uniform":
+    if setting.baseline:
         return f"{setting.precision} b"
-    return "" if setting.alpha is None else f"α {setting.alpha:g}"
+    if setting.alpha is not None:
+        return f"α {setting.alpha:g}"
+    return "" if setting.knob_value is None else f"{setting.knob_value:g}"
 
 
 def _run(run: Run, label: str) -> dict[str, Any]:

@@ -34,13 +34,13 @@ def png_files(group: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, by
 
 
 def curve_colours(group: dict[str, Any]) -> dict[str, str]:
-    """A colour for each curve; the first uniform one is the dark line to beat."""
+    """A colour for each curve; the first of a baseline is the dark line to beat."""
     colours: dict[str, str] = {}
     taken = 0
     for row in group["rows"]:
         if row["curve"] in colours or row["method"] == "float":
             continue
-        if row["method"] == "uniform" and LINE not in colours.values():
+        if row["baseline"] and LINE not in colours.values():
             colours[row["curve"]] = LINE
         else:
             colours[row["curve"]] = COLOURS[taken % len(COLOURS)]
@@ -86,7 +86,7 @@ def _front(group: dict[str, Any], runs: list[dict[str, Any]]) -> bytes | None:
             )
             if not points:
                 continue
-            uniform = points[0]["method"] == "uniform"
+            uniform = points[0]["baseline"]
             axis.errorbar(
                 [p["x"][counting]["c"] for p in points],
                 [p["acc"] for p in points],

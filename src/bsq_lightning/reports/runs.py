@@ -47,7 +47,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
-    _sizes_of_bits: dict[tuple[int, ...], dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _sizes_of_bits: dict[tuple[int | float, ...], dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def test_accuracy(self) -> float | None:

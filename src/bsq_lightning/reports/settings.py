@@ -9,11 +9,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-#: Keys that change neither the result nor what is compared: seeds, places, machines.
-VOLATILE = re.compile(
-    r"seed|data\.seed|data\.root|data\.num_workers|preflight|until|float_stage|logger(\..*)?|callbacks\..*\.(folder|dirpath)"
-    r"|trainer\.(accelerator|devices|num_nodes|strategy|enable_progress_bar|log_every_n_steps)"
-)
+from bsq_lightning.identity import is_repeat, upgraded
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,9 @@ class Setting:
     model: str
     data: str
     method: str
-    alpha: float | None
+    knob: str | None
+    knob_value: float | None
+    baseline: bool
     precision: int | None
     first_last: int | None
     act_precision: int | None
@@ -38,21 +36,28 @@ class Setting:
 
     @cached_property
     def curve(self) -> str:
-        """Equal for runs that differ only by seed and by the one knob: alpha, or the bits of uniform runs."""
+        """Equal for runs that differ only by seed and by the one knob of their method."""
         return json.dumps(sorted((key, value) for key, value in self.flat.items() if key != self.knob))
 
     @property
-    def knob(self) -> str:
-        """The key of the one knob."""
-        return "quant.precision" if self.method == "uniform" else "reg.alpha"
+    def alpha(self) -> float | None:
+        """Strength of the regularizer, where that is the knob."""
+        return self.knob_value if self.knob == "reg.alpha" else None
+
+    @property
+    def turned(self) -> str:
+        """The knob with its value, in words; empty without one."""
+        if self.knob is None or self.knob_value is None:
+            return ""
+        if self.knob == "quant.precision":
+            ends = f", first and last {self.first_last}" if self.first_last else ""
+            return f"{self.knob_value:g} {'bit' if self.knob_value == 1 else 'bits'}{ends}"
+        return f"{self.knob.rpartition('.')[2]} {self.knob_value:g}"
 
     @property
     def label(self) -> str:
         """Method and knob, in words."""
-        if self.method == "uniform":
-            ends = f", first and last {self.first_last}" if self.first_last else ""
-            return f"uniform, {self.precision} {'bit' if self.precision == 1 else 'bits'}{ends}"
-        return self.method if self.alpha is None else f"{self.method}, alpha {self.alpha:g}"
+        return ", ".join(filter(None, (self.method, self.turned)))
 
 
 def read_setting(path: Path) -> Setting:
@@ -88,16 +93,19 @@ def setting_of(config: dict[str, Any]) -> Setting:
         >>> setting.model, setting.data, setting.label, setting.seed
         ('ResNet-20', 'CIFAR-10', 'bit planes, alpha 0.005', 3)
     """
-    quant, reg = _part(config, "quant"), _part(config, "reg")
-    method = _method(quant, config)
-    flat = {key: value for key, value in _flatten(config) if not VOLATILE.fullmatch(key)}
+    config = upgraded(config)
+    quant = _part(config, "quant")
+    flat = {key: value for key, value in _flatten(config) if not is_repeat(key)}
     if "model.weights" in flat:
         flat["model.weights"] = Path(flat["model.weights"]).name
+    knob = quant.get("knob") if isinstance(quant.get("knob"), str) else None
     return Setting(
         model=_model(config["model"]),
         data=_data(config["data"]),
-        method=method,
-        alpha=None if method in ("float", "uniform", "from scheme") else _number(reg.get("alpha"), float),
+        method=str(quant.get("method", "quantized")) if quant else "float",
+        knob=knob,
+        knob_value=_number(_at(config, knob), float) if knob else None,
+        baseline=quant.get("baseline") is True,
         precision=_number(quant.get("precision"), int),
         first_last=_number(quant.get("first_last_precision"), int),
         act_precision=_number(quant.get("act_precision"), int),
@@ -135,7 +143,10 @@ def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _rank(key: str) -> int:
-    """What a reader wants to hear first; schedulers and callbacks repeat the epochs."""
+    """What a reader wants to hear first; schedulers and callbacks repeat the epochs, and a method's name tells more
+    than what it says of its stages."""
+    if key.startswith("quant.stages") or key in ("quant.method", "quant.knob", "quant.baseline"):
+        return 2
     if re.fullmatch(r"stages\.\w+\.(epochs|adjust_every_n_epochs)|reg\.alpha|scheme", key):
         return 0
     return 2 if "scheduler" in key or key.startswith(("callbacks", "trainer")) else 1
@@ -167,18 +178,6 @@ def _data(data: dict[str, Any]) -> str:
     return name if limit is None else f"{name} ({limit} training images)"
 
 
-def _method(quant: dict[str, Any], config: dict[str, Any]) -> str:
-    if not quant:
-        return "float"
-    bits = quant.get("bits")
-    if isinstance(bits, dict):
-        name = str(bits.get("_target_", "")).rsplit(".", 1)[-1]
-        if name != "BitPlaneQuantizer":
-            return name.removesuffix("Quantizer") or "quantized"
-        return "bit planes" + (" as in 2021" if bits.get("clip_always") else ", rewound" if quant.get("rewind") else "")
-    return "from scheme" if quant.get("scheme") or config.get("scheme") else "uniform"
-
-
 def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value from a file is a number that can be calculated with: JSON and YAML have no largest one."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
@@ -186,3 +185,10 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def _number(value: Any, kind: type) -> Any:
     return kind(value) if is_number(value) else None
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config

@@ -94,8 +94,14 @@ def rows(runs: list[Run]) -> list[Row]:
         Row(labels[key], curve_labels[setting.curve], setting, tuple(sorted(same[key], key=_by_seed)))
         for key, setting in settings.items()
     ]
-    order = {"float": 0, "uniform": 1, "from scheme": 2}
-    return sorted(result, key=lambda row: (order.get(row.setting.method, 3), row.curve, _knob(row.setting), row.label))
+    return sorted(result, key=lambda row: (_kind(row.setting), row.curve, _knob(row.setting), row.label))
+
+
+def _kind(setting: Setting) -> int:
+    """Float first, then the lines to beat, then what has no knob, then methods."""
+    if setting.method == "float":
+        return 0
+    return 1 if setting.baseline else 2 if setting.knob is None else 3
 
 
 def _told_apart(labels: dict[str, str], settings: dict[str, Setting], knob: bool = False) -> dict[str, str]:
@@ -113,7 +119,8 @@ def _told_apart(labels: dict[str, str], settings: dict[str, Setting], knob: bool
 
 
 def _knob(setting: Setting) -> float:
-    return setting.alpha or 0.0 if setting.method != "uniform" else -(setting.precision or 0)
+    value = setting.knob_value or 0.0
+    return -value if setting.knob == "quant.precision" else value
 
 
 def _by_seed(run: Run) -> tuple[int, str]:

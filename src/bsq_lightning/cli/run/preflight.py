@@ -6,62 +6,53 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from bsq_lightning.callbacks import load_checkpoint
-from bsq_lightning.cli.build import (
-    build_callbacks,
-    build_datamodule,
-    build_module,
-    build_trainer,
-    device_count,
-    load_state,
-    planned_stages,
-)
-from bsq_lightning.cli.config import instantiate
-from bsq_lightning.cli.loggers import build_loggers
-from bsq_lightning.cli.memory import stage_memory
-from bsq_lightning.cli.stages import first_network, next_network
+from bsq_lightning.checkpoint_io import load_checkpoint, load_state
+from bsq_lightning.cli.building.experiment import Experiment
+from bsq_lightning.cli.run.stage_memory import stage_memory
 from bsq_lightning.data import ImageDataModule
+from bsq_lightning.distributed import alone, world_size
 from bsq_lightning.module import QuantModule
-from bsq_lightning.ops.ranks import alone, world_size
 from bsq_lightning.run_folder import RunFolder
 
 SMALL_IMAGE, TRIAL_IMAGES = 64, 8  # a whole batch of larger images would take minutes on a CPU
 
 
-def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
+def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
     """Builds and checks all that a run needs and prints it; returns the data. No random number is used up.
 
     Raises:
         ValueError, FileNotFoundError, PermissionError: the first thing that is wrong, with its remedy.
     """
-    stages = planned_stages(cfg)
-    instantiate(cfg.reg)  # a wrong alpha is found before any data is read
-    build_trainer(cfg, max_epochs=1, callbacks=build_callbacks(cfg, folder.path), logger=False)
-    build_loggers(cfg, folder)  # a missing package; nothing is connected
-    datamodule = build_datamodule(cfg)
+    stages = experiment.stages
+    regularizer = experiment.check_regularizer()  # a wrong alpha is found before any data is read
+    for stage in stages:
+        experiment.trainer(max_epochs=1, callbacks=experiment.callbacks(folder.path, stage), logger=False)
+    datamodule = experiment.datamodule()
     done = load_checkpoint(folder.last) if folder.last.exists() else None
     rows: list[tuple[str, str]] = [(key, str(value)) for key, value in datamodule.describe().items()]
     steps_per_epoch = -(-datamodule.train_size // (datamodule.batch_size * world_size()))
     if world_size() > 1:
         rows.append(("devices", f"{world_size()}, {datamodule.batch_size * world_size()} images a step"))
     with torch.random.fork_rng():
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(experiment.seed)
         first = done["stage"] if done else stages[0]
-        network = first_network(cfg, first, datamodule, restored=done is not None)
+        network = experiment.first_network(first, datamodule.num_classes, restored=done is not None)
         if done is not None:
-            load_state(build_module(cfg, network, first, datamodule.num_classes), done, folder.last)
+            load_state(experiment.module(network, first, datamodule.num_classes), done, folder.last)
         total = 0.0
         for stage in stages[stages.index(first) :]:
             if stage != first:
-                network = next_network(cfg, copy.deepcopy(network), stage, datamodule, None)
-            module = build_module(cfg, network, stage, datamodule.num_classes)
+                network = experiment.next_network(copy.deepcopy(network), stage, datamodule.num_classes, None)
+            module = experiment.module(network, stage, datamodule.num_classes)
+            epochs = experiment.stage(stage).epochs
+            if epochs is None:
+                rows.append((f"stage {stage}", "trains nothing"))
+                rows.extend(_layers(module))
+                continue
             with alone():
                 trial = _try_step(module, datamodule)
                 held = stage_memory(
@@ -69,20 +60,20 @@ def preflight(cfg: DictConfig, folder: RunFolder) -> ImageDataModule:
                     trial.optimizer,
                     datamodule.batch_size,
                     datamodule.image_size,
-                    str(cfg.trainer.precision),
-                    several_devices=_has_buckets(cfg),
+                    experiment.arithmetic["train"],
+                    several_devices=experiment.has_buckets,
                 )
-            steps = steps_per_epoch * cfg.stages[stage].epochs
+            steps = steps_per_epoch * epochs
             total += trial.seconds * steps
             each = f"{1000 * trial.seconds:.0f} ms each, about {_span(trial.seconds * steps)}"
             if trial.images < min(datamodule.batch_size, datamodule.train_size):
                 each += f" (scaled up from {trial.images} images)"
-            rows.append((f"stage {stage}", f"{cfg.stages[stage].epochs} epochs, {steps} steps, {each}"))
+            rows.append((f"stage {stage}", f"{epochs} epochs, {steps} steps, {each}"))
             rows.append(("  memory per device", str(held)))
-            rows.extend(_layers(module) if stage != "float" else [])
+            rows.extend(_layers(module) if network.names() else [])
             del trial
-    if cfg.reg and "bits" not in stages:
-        rows.append(("regularizer", "not used: there is no stage with bit planes"))
+    if regularizer and not any(experiment.stage(stage).regularized for stage in stages):
+        rows.append(("regularizer", "not used: no stage of this run has one"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows.append(
         ("memory here", f"{peak:.0f} MB was the peak of this check, one step of each stage on the CPU included")
@@ -122,26 +113,18 @@ def _try_step(module: QuantModule, datamodule: ImageDataModule) -> Trial:
     started = computed = 0.0
     for _ in range(2):
         started = time.monotonic()
-        output = module(images)
-        logits: list[Tensor] = [output] if isinstance(output, Tensor) else [o for o in output if o is not None]
-        if logits[0].shape[-1] != datamodule.num_classes:
+        loss, logits = module.loss((images, labels))
+        if logits.shape[-1] != datamodule.num_classes:
             raise ValueError(
-                f"the model has {logits[0].shape[-1]} outputs, but the data has {datamodule.num_classes} classes: they "
+                f"the model has {logits.shape[-1]} outputs, but the data has {datamodule.num_classes} classes: they "
                 "must agree (the model's num_classes follows the data unless it or a torchvision weights name is given)"
             )
         optimizer.zero_grad()
-        torch.stack([F.cross_entropy(each, labels) for each in logits]).sum().backward()
+        loss.backward()
         computed = time.monotonic()
         optimizer.step()
     seconds = (computed - started) * batch / len(labels) + time.monotonic() - computed
     return Trial(seconds, len(labels), module, optimizer)
-
-
-def _has_buckets(cfg: DictConfig) -> bool:
-    """Whether DDP will have buckets of its own beside the gradients."""
-    strategy = cfg.trainer.get("strategy")
-    shared = isinstance(strategy, DictConfig) and strategy.get("gradient_as_bucket_view", False)
-    return device_count(cfg) > 1 and not shared
 
 
 def _layers(module: QuantModule) -> list[tuple[str, str]]:

@@ -1,17 +1,15 @@
 """Takes over the float stage of another run, so that a sweep trains it once; the run goes on bit for bit as its own."""
 
-import csv
-import io
-import json
 import logging
 import shutil
 
 from omegaconf import DictConfig
 
-from bsq_lightning.callbacks import load_checkpoint
+from bsq_lightning.checkpoint_io import load_checkpoint
+from bsq_lightning.cli.building.stage import FLOAT
 from bsq_lightning.cli.config import read_config
-from bsq_lightning.cli.settled import differences, float_part
-from bsq_lightning.files import write_whole
+from bsq_lightning.cli.settled import float_part
+from bsq_lightning.identity import differences
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -27,8 +25,8 @@ def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
     if not cfg.float_stage or folder.last.exists():
         return
     source = RunFolder.existing(cfg.float_stage)
-    trained = source.checkpoints / "float.ckpt"
-    if not trained.is_file() or "float" not in source.results():
+    trained = source.end_of(FLOAT)
+    if not trained.is_file() or FLOAT not in source.results():
         raise FileNotFoundError(f"{source.path} has no finished float stage to share: finish it, or drop float_stage")
     here, there = float_part(cfg), float_part(read_config(source.config))
     if here != there:
@@ -36,16 +34,9 @@ def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
             f"the float stage of {source.path} is another one, it differs in: {'; '.join(differences(here, there))}"
         )
     load_checkpoint(trained)  # before it is copied: a bad file stays where it is, under its own name
-    with open(source.path / "metrics.csv", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if row["stage"] == "float"]
-        out = io.StringIO()
-        writer = csv.DictWriter(out, reader.fieldnames or [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_whole(folder.path / "metrics.csv", out.getvalue())
-    write_whole(folder.path / "stages.json", json.dumps({"float": source.results()["float"]}, indent=1))
-    shutil.copy2(trained, folder.checkpoints / "float.ckpt")
+    folder.write_metrics([row for row in source.metrics() if row["stage"] == FLOAT])
+    folder.add_result(FLOAT, source.results()[FLOAT])
+    shutil.copy2(trained, folder.end_of(FLOAT))
     # Last, and by renaming: a start that finds this file goes on from it.
     shutil.copy2(trained, folder.checkpoints / ".last.tmp")
     (folder.checkpoints / ".last.tmp").replace(folder.last)

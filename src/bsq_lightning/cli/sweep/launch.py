@@ -12,11 +12,12 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bsq_lightning.cli.build import check_constructors, planned_stages
+from bsq_lightning.cli.building.checks import check_constructors
+from bsq_lightning.cli.building.stage import FLOAT, planned_stages
 from bsq_lightning.cli.config import CONF_DIR, read_config
-from bsq_lightning.cli.points import Slots, float_command, run_points, train_command
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
-from bsq_lightning.cli.status import print_status
+from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
+from bsq_lightning.cli.sweep.status import print_status
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan
     todo = [point for point in points if point.folder.state not in ("done", "running")]
     for point in todo:
         stages = planned_stages(point.cfg)
-        own = stages[0] != "float" or len(stages) == 1 or point.cfg.float_stage or point.folder.last.exists()
+        own = stages[0] != FLOAT or len(stages) == 1 or point.cfg.float_stage or point.folder.last.exists()
         if not own:
             shared.setdefault(_float_folder(point.cfg, sweep), []).append(point)
     shared = {path: users for path, users in shared.items() if len(users) > 1 or path.exists()}
@@ -126,7 +127,7 @@ def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan
     floats = {
         path: float_command(path, users[0].overrides, arguments)
         for path, users in shared.items()
-        if "float" not in RunFolder(path).results()
+        if FLOAT not in RunFolder(path).results()
     }
     return Plan(sweep, points, commands, floats, uses)
 

@@ -19,11 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.callbacks import Preempted
-from bsq_lightning.cli.build import check_settings, device_count
+from bsq_lightning.cli.building.checks import check_settings
+from bsq_lightning.cli.building.trainers import device_count
 from bsq_lightning.cli.config import USER_ERRORS
-from bsq_lightning.cli.points import STOPPED
-from bsq_lightning.cli.ranks import started_ranks
-from bsq_lightning.cli.run import run
+from bsq_lightning.cli.run.joining import started_ranks
+from bsq_lightning.cli.run.one_run import run
+from bsq_lightning.cli.run.stopping import STOPPED
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def stop_politely(task: Callable[..., None], *arguments: Any) -> None:
 
 
 def main() -> None:
-    """A rank: ``python -m bsq_lightning.cli.launch_ranks ORDER``, started by ``run_ranks``."""
+    """A rank: ``python -m bsq_lightning.cli.run.processes ORDER``, started by ``run_ranks``."""
     from hydra.core.utils import configure_log
 
     order: Any = OmegaConf.load(sys.argv[1])

@@ -25,7 +25,7 @@ def point_states(sweep: SweepFolder) -> dict[str, str]:
 
 
 def print_status(sweep: SweepFolder) -> bool:
-    """Prints the table and the counts; whether all points are done."""
+    """Prints the table and the counts; whether no point has failed."""
     states = point_states(sweep)
     table = Table(title=escape(str(sweep.path)), title_justify="left")
     for column in ("point", "state", "at", "bits", "compression", "accuracy, %"):
@@ -46,7 +46,7 @@ def print_status(sweep: SweepFolder) -> bool:
         console.print(Text(f"failed  {error}", "red"))
     counts = {state: list(states.values()).count(state) for state in COLOURS}
     console.print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
-    return counts["done"] == len(states)
+    return not counts["failed"]
 
 
 def _progress(folder: RunFolder, state: str) -> tuple[str, str, str, str]:
@@ -55,13 +55,13 @@ def _progress(folder: RunFolder, state: str) -> tuple[str, str, str, str]:
         row = folder.newest_metrics()
         at = f"{row['stage']}, epoch {int(row['epoch']) + 1}" if row else ""
         if state == "done":
-            summary = read_json(folder.path / "summary.json")
+            summary = read_json(folder.summary_file)
             ratio = summary["sizes"]["paper"]["compression"]
             final = summary["accuracy"]["final"]["test/acc"]
             shown = "no bit left" if ratio is None else f"{ratio:.2f} x"
             return at, f"{summary['mean_precision']:.2f}", shown, f"{100 * final:.2f} test"
         accuracy = f"{100 * float(row['val/acc']):.2f} val" if row.get("val/acc") else ""
-        if not row or row["stage"] == "float":
+        if not row or not row.get("compression_paper") or row["stage"] == "float":
             return at, "", "", accuracy
         return at, f"{float(row['mean_precision']):.2f}", f"{float(row['compression_paper']):.2f} x", accuracy
     except (ValueError, KeyError, TypeError) as problem:

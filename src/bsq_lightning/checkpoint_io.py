@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
@@ -37,6 +38,26 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"state_dict", "stage", "epoch"} <= content.keys():
         raise ValueError(f"{path} is not a checkpoint of bsq_lightning (no state_dict, stage and epoch in it)")
     return content
+
+
+def save_weights(module: L.LightningModule, stage: str, path: Path) -> None:
+    """Writes a checkpoint of a stage that trains nothing: a state dict, no optimizer and no loop."""
+    buffer = io.BytesIO()
+    torch.save({"state_dict": module.state_dict(), "stage": stage, "epoch": 0, "global_step": 0}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def load_state(module: L.LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Loads a checkpoint into a module.
+
+    Raises:
+        ValueError: it is from another architecture; lists the first keys that differ.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{path} is from another architecture than the config: {lines[:400]}") from error
 
 
 def mend_last(last: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bsq_lightning.cli.bracket import Trial, hopeless, inside, next_alphas
-from bsq_lightning.files import read_json, whole_lines, write_whole
+from bsq_lightning.cli.search.bracket import Trial, hopeless, inside, next_alphas
+from bsq_lightning.files import read_json, write_whole
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import Scheme
 
@@ -56,9 +56,8 @@ class Target:
 
     def after_adjustments(self, folder: RunFolder) -> list[float]:
         """Sizes after each adjustment so far, from the run folder."""
-        lines = whole_lines(folder.path / "adjustments.jsonl")
         key = {"kilobytes": "kilobytes_after", "mean_bits": "mean_precision_after", "gbops": "gbops_after"}[self._name]
-        return [json.loads(line)[key] for line in lines]
+        return [row[key] for row in folder.adjustments()]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from submitit import AutoExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import DelayedSubmission
 
-from bsq_lightning.cli.launch import Plan, Point
+from bsq_lightning.cli.sweep.launch import Plan, Point
 from bsq_lightning.files import read_json, write_whole
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bsq_lightning.cli.run.stopping import STOPPED
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-#: The signals after which a run saves and ends, by the exit status that it then has.
-STOPPED = {128 + number: number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def run_points(
 
 def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _Process:
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / "output.log", "ab") as output:
+    with open(RunFolder(path).output_log, "ab") as output:
         popen = subprocess.Popen(
             command,
             stdout=output,
@@ -157,13 +156,13 @@ def _report(process: _Process) -> bool:
                     STOPPED[code].name, seconds)  # fmt: skip
         return False
     if folder.error() is None:
-        ending = (folder.path / "output.log").read_text(errors="replace").strip().splitlines()[-3:]
+        ending = (folder.output_log).read_text(errors="replace").strip().splitlines()[-3:]
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         folder.record_error(f"{cause}; it last said: {' / '.join(ending)}")
     error = folder.error() or {}
     log.error(
         "%s FAILED after %.0f s: %s: %s (all it said: %s)",
-        name, seconds, error.get("type"), error.get("message"), folder.path / "output.log",
+        name, seconds, error.get("type"), error.get("message"), folder.output_log,
     )  # fmt: skip
     return False
 

@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bsq_lightning.cli.config import CONF_DIR, read_config
-from bsq_lightning.cli.ranks import one_run_folder
+from bsq_lightning.cli.run.joining import one_run_folder
+from bsq_lightning.identity import is_free
 from bsq_lightning.run_folder import RunFolder
 
-ALLOWED = (
-    "data.root", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "hydra.verbose", "compile",
-    "channels_last",
-)  # fmt: skip
 NAME = "resumed_run"
 
 
@@ -41,7 +37,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if key == "resume":
             continue
-        if not equals or not (key in ALLOWED or key.startswith(("logger.", "trainer.strategy."))):
+        if not equals or not (is_free(key) or key == "hydra.verbose"):
             has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None
             refused.append(f"{argument} (the folder has {has})" if has is not None else argument)
         overrides += _exchange_logger(value, config) if key == "logger" else [argument]

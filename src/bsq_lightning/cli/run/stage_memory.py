@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bsq_lightning.module import QuantModule
-from bsq_lightning.ops.memory import saved_bytes, tensor_bytes
+from bsq_lightning.ops.tensor_bytes import saved_bytes, tensor_bytes
 from bsq_lightning.optimizer import LatentOptimizer
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

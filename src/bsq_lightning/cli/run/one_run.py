@@ -4,15 +4,16 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from bsq_lightning.callbacks import mend_last
-from bsq_lightning.cli.float_stage import take_float_stage
-from bsq_lightning.cli.loggers import Mirrors, mirrored
-from bsq_lightning.cli.preflight import preflight
-from bsq_lightning.cli.ranks import joined
+from bsq_lightning.checkpoint_io import mend_last
+from bsq_lightning.cli.building.experiment import Experiment
+from bsq_lightning.cli.run.float_stage import take_float_stage
+from bsq_lightning.cli.run.joining import joined
+from bsq_lightning.cli.run.mirrors import Mirrors, build_loggers, mirrored
+from bsq_lightning.cli.run.preflight import preflight
+from bsq_lightning.cli.run.stages import run_stages
+from bsq_lightning.cli.run.summary_table import print_summary
 from bsq_lightning.cli.settled import settle
-from bsq_lightning.cli.stages import run_stages
-from bsq_lightning.cli.tables import print_summary
-from bsq_lightning.ops.ranks import going_first
+from bsq_lightning.distributed import going_first
 from bsq_lightning.run_folder import RunFolder
 
 
@@ -44,15 +45,17 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
         if folder.writer:
             mend_last(folder.last)
             take_float_stage(cfg, folder)
-    datamodule = preflight(cfg, folder)
-    if cfg.preflight == "only":
+    experiment = Experiment(cfg)
+    build_loggers(cfg, folder)  # a missing package is found here; nothing is connected
+    datamodule = preflight(experiment, folder)
+    if experiment.only_preflight:
         return
     with mirrored(cfg, folder) as mirrors:
-        summary = run_stages(cfg, folder, datamodule, mirrors if folder.writer else Mirrors([], folder))
+        summary = run_stages(experiment, folder, datamodule, mirrors if folder.writer else Mirrors([], folder))
         if summary is not None:
             folder.finish(summary)
             mirrors.log_summary(summary)
         if folder.writer and summary is not None:
             print_summary(folder, summary)
         elif folder.writer:
-            print(f"stopped after stage {cfg.until}, as asked; go on with resume={folder.path}")
+            print(f"stopped after stage {experiment.until}, as asked; go on with resume={folder.path}")

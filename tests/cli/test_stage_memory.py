@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.cli.memory import stage_memory
+from bsq_lightning.cli.run.stage_memory import stage_memory
 from bsq_lightning.models import resnet20
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.ops.memory import saved_bytes
+from bsq_lightning.ops.tensor_bytes import saved_bytes
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, relu6_or_pact
 from bsq_lightning.train import main
 from tests.cli.commands import TINY

@@ -29,7 +29,7 @@ def joined(cfg: DictConfig) -> Iterator[int]:
     Raises:
         PeerLostError: another process ended; what it failed with is in its own output and in ``error.json``.
     """
-    from bsq_lightning.cli.build import build_test_trainer, device_count
+    from bsq_lightning.cli.building.trainers import build_test_trainer, device_count
 
     if device_count(cfg) == 1:
         yield 0

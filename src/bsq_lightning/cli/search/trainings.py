@@ -8,18 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bsq_lightning.cli.bracket import Trial
-from bsq_lightning.cli.budget import BudgetSearch, Target
-from bsq_lightning.cli.build import (
-    build_net,
-    build_network,
-    check_constructors,
-    has_float_weights,
-    instantiate,
-    planned_stages,
-)  # fmt: skip
-from bsq_lightning.cli.launch import hydra_arguments, slots_of
-from bsq_lightning.cli.points import float_command, run_points, train_command
+from bsq_lightning.cli.building.checks import check_constructors
+from bsq_lightning.cli.building.networks import build_net, build_network
+from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, planned_stages, searched_stage, stage_settings
+from bsq_lightning.cli.config import instantiate
+from bsq_lightning.cli.search.bracket import Trial
+from bsq_lightning.cli.search.budget import BudgetSearch, Target
+from bsq_lightning.cli.sweep.launch import hydra_arguments, slots_of
+from bsq_lightning.cli.sweep.points import float_command, run_points, train_command
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
@@ -34,7 +30,7 @@ class SearchRuns:
         hydra: Hydra's own config, for the overrides and the launcher's slots.
 
     Raises:
-        ValueError: the config has no bits stage and alpha, or cannot be built.
+        ValueError: the method has no knob or no stage that finds bits, or cannot be built.
     """
 
     def __init__(self, cfg: DictConfig, path: Path, hydra: Any) -> None:
@@ -42,18 +38,25 @@ class SearchRuns:
         with open_dict(self.cfg):
             del self.cfg["target"], self.cfg["search"]
         stages = planned_stages(self.cfg)
-        if "bits" not in stages or OmegaConf.select(cfg, "reg.alpha") is None:
-            raise ValueError("a search needs a bits stage and reg.alpha: use quant=bsq reg=bit_group_lasso")
+        self.knob = cfg.quant.get("knob") if cfg.quant else None
+        stage = searched_stage(self.cfg)
+        if stage is None or self.knob is None or OmegaConf.select(cfg, self.knob) is None:
+            raise ValueError(
+                "a search turns the knob of a method whose bits are found in training: use quant=bsq "
+                "reg=bit_group_lasso, or another method whose file names a knob (quant.knob) and a stage that adjusts"
+            )
         if cfg.until is not None:
             raise ValueError("until belongs to the search itself: leave it out")
+        self.stage = stage
+        self.first_value = float(OmegaConf.select(cfg, self.knob))
         check_constructors(self.cfg, {})
-        self.shares_float = stages[0] == "float" and not cfg.float_stage
+        self.shares_float = stages[0] == FLOAT and not cfg.float_stage
         self.slots = slots_of(hydra.launcher.get("slots"), hydra.launcher.get("threads"), cfg.trainer.devices)
-        own = ("target.", "search.", "reg.alpha=", "hydra.")
+        own = ("target.", "search.", f"{self.knob}=", "hydra.")
         self.overrides = [o for o in hydra.overrides.task if not o.lstrip("+").startswith(own)]
         self.arguments = hydra_arguments(hydra, "train" if hydra.job.config_name == "search" else None)
-        stage = cfg.stages.bits
-        self.adjustments = math.ceil(stage.epochs / stage.adjust_every_n_epochs)
+        settings = stage_settings(self.cfg, stage)
+        self.adjustments = math.ceil((settings.epochs or 1) / (settings.adjust_every_n_epochs or settings.epochs or 1))
 
     def start_size(self, target: Target) -> float:
         """Size before the first adjustment, in the target's unit.
@@ -62,7 +65,7 @@ class SearchRuns:
             ValueError: not even a network without a single bit would be inside the target.
         """
         datamodule = instantiate(self.cfg.data)
-        network = build_network(self.cfg, build_net(self.cfg, getattr(datamodule, "num_classes", 10)), "bits")
+        network = build_network(self.cfg, build_net(self.cfg, getattr(datamodule, "num_classes", 10)), self.stage)
         network.count_macs_(datamodule.image_size)
         scheme = network.scheme()
         floor = target.size(scheme.at(0))
@@ -74,20 +77,23 @@ class SearchRuns:
         return target.size(scheme)
 
     def train(self, alphas: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
-        """Trains each alpha to the end of its bits stage."""
+        """Trains each alpha to the end of the stage that finds the bits."""
         shared = self._float_stage()
         commands = {
-            path: train_command(path, [*self.overrides, f"reg.alpha={alpha:g}", "until=bits", *shared], self.arguments)
+            path: train_command(path, [*self.overrides, *self._turned(alpha), *shared], self.arguments)
             for path, alpha in alphas.items()
         }
-        SweepFolder(self.path).add_points({path.name: [f"reg.alpha={alpha:g}"] for path, alpha in alphas.items()})
+        SweepFolder(self.path).add_points({path.name: [f"{self.knob}={alpha:g}"] for path, alpha in alphas.items()})
         return run_points(commands, self.slots, self.path.name, watch)
+
+    def _turned(self, alpha: float) -> list[str]:
+        return [f"{self.knob}={alpha:g}", f"until={self.stage}"]
 
     def _float_stage(self) -> list[str]:
         if not self.shares_float:
             return []
         path = SweepFolder(self.path).float_stages / "shared"
-        if "float" not in RunFolder(path).results():
+        if FLOAT not in RunFolder(path).results():
             command = float_command(path, self.overrides, self.arguments)
             if not run_points({path: command}, self.slots, self.path.name)[path]:
                 raise ValueError(f"the float stage failed: {(RunFolder(path).error() or {}).get('message')}")
@@ -97,7 +103,7 @@ class SearchRuns:
         """The winner: the best on validation images the float weights have not seen, else the largest."""
         complete = [trial for trial in found if not trial.stopped]
         if complete and not has_float_weights(self.cfg) and self.cfg.data.val_split:
-            accuracy = {t.alpha: search.folder(t.alpha).results()["bits"]["val/acc"] for t in complete}
+            accuracy = {t.alpha: search.folder(t.alpha).results()[self.stage]["val/acc"] for t in complete}
             return max(complete, key=lambda trial: accuracy[trial.alpha])
         return (complete or found)[0]
 
@@ -109,7 +115,7 @@ class SearchRuns:
         """
         if folder.is_finished:
             return
-        alpha = f"reg.alpha={folder.path.name.removeprefix('alpha=')}"
+        alpha = f"{self.knob}={folder.path.name.removeprefix('alpha=')}"
         command = train_command(folder.path, [*self.overrides, alpha, *self._float_stage()], self.arguments)
         log.info("%s wins and goes on to its end", folder.path.name)
         if not run_points({folder.path: command}, self.slots, self.path.name)[folder.path]:

@@ -1,7 +1,7 @@
 """Loggers: built once for all stages of a run, told how it goes, and closed with how it ended."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.loggers.run_mirror import RunMirror, end_of_stage
-from bsq_lightning.module import STAGES
 from bsq_lightning.run_folder import RunFolder
 
 
@@ -43,9 +42,8 @@ class Mirrors:
         self.loggers = loggers
         self.folder = folder
 
-    def begin_stage(self, stage: str) -> None:
-        """Tells how many steps the stages before took."""
-        before = STAGES[: STAGES.index(stage)]
+    def begin_stage(self, before: Sequence[str]) -> None:
+        """Tells how many steps the stages ``before`` it took."""
         steps = sum(count for name, count in self.folder.steps().items() if name in before)
         for mirror in self.mirrors:
             mirror.begin_stage(steps)
@@ -53,7 +51,7 @@ class Mirrors:
     def log_result(self, stage: str, result: dict[str, Any]) -> None:
         """A stage's end: its network measured in float32, under ``end/``."""
         for logger in self.loggers:
-            logger.log_metrics(end_of_stage(result), self.folder.steps()[stage] - 1)
+            logger.log_metrics(end_of_stage(result), max(0, self.folder.steps().get(stage, 0) - 1))
 
     def log_summary(self, summary: dict[str, Any]) -> None:
         for mirror in self.mirrors:

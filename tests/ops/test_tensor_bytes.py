@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bsq_lightning.models import ResNetCifar, resnet20
 from bsq_lightning.network import QuantizedNetwork
-from bsq_lightning.ops.memory import saved_bytes, tensor_bytes
+from bsq_lightning.ops.tensor_bytes import saved_bytes, tensor_bytes
 from bsq_lightning.quantizers import BitPlaneQuantizer, relu6_or_pact
 from tests.helpers import TinyNet
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bsq_lightning.ops.ranks import checksum
+from bsq_lightning.distributed import checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])

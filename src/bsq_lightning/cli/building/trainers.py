@@ -1,0 +1,94 @@
+"""Callbacks and Trainers from a config."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+
+from bsq_lightning.callbacks import RangeCalibration, RunRecorder
+from bsq_lightning.checkpoint_io import AtomicCheckpointIO
+from bsq_lightning.cli.building.stage import stage_settings
+from bsq_lightning.cli.config import instantiate
+
+_REFUSED_CALLBACKS = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
+
+
+def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callback]:
+    """The callbacks in the order of the config, which is their meaning.
+
+    What they leave open (null) is filled in: the run folder for those that write, and the stage's interval.
+    """
+    interval = stage_settings(cfg, stage).adjust_every_n_epochs
+    given = {"folder": str(folder), "dirpath": str(folder / "checkpoints"), "every_n_epochs": interval}
+    callbacks = []
+    for config in cfg.callbacks.values():
+        if not config:
+            continue
+        callbacks.append(
+            instantiate(config, **{key: given[key] for key in given if key in config and config[key] is None})
+        )
+    if not {RunRecorder, ModelCheckpoint} <= {type(c) for c in callbacks}:
+        raise ValueError(
+            "callbacks.run_recorder and callbacks.checkpoint cannot be removed: a run could not be resumed"
+        )
+    refused = [type(c).__name__ for c in callbacks if type(c).__name__ in _REFUSED_CALLBACKS]
+    if refused:
+        raise ValueError(
+            f"{refused[0]} writes weights of its own, which are not on any quantizer's grid: remove it from callbacks"
+        )
+    return callbacks
+
+
+def calibration_of(cfg: DictConfig) -> RangeCalibration:
+    """The run's range calibration; without one, ranges stay those of the batch."""
+    config = cfg.callbacks.get("range_calibration")
+    return instantiate(config) if config else RangeCalibration(0)
+
+
+def device_count(cfg: DictConfig) -> int:
+    """Processes of the run: devices on all hosts, ``auto`` and -1 counted."""
+    devices, hosts = cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)
+    if str(devices) == "1" and hosts == 1:
+        return 1
+    counted = L.Trainer(
+        accelerator=cfg.trainer.accelerator, devices=devices, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        plugins=[LightningEnvironment()],  # what torchrun or SLURM have started is checked later
+    )  # fmt: skip
+    return counted.num_devices * hosts
+
+
+def ddp() -> DDPStrategy:
+    """DDP as ``trainer=ddp`` has it: batch norm's statistics are shared once an epoch instead of at every forward,
+    which also lets ranks have unequal numbers of test batches; a lost host is noticed after ten minutes at most."""
+    return DDPStrategy(broadcast_buffers=False, timeout=timedelta(minutes=10))
+
+
+def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
+    """Lightning's Trainer; ``changes`` replace what the config says."""
+    bar = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
+    strategy = cfg.trainer.get("strategy", "auto")
+    if device_count(cfg) == 1:
+        # DDP of one process would leave its process group and variables behind for the next job of a sweep.
+        changes = {"strategy": "auto", **changes}
+    elif isinstance(strategy, str) and strategy in ("auto", "ddp"):
+        changes = {"strategy": ddp(), **changes}
+    return instantiate(cfg.trainer, **{"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar, **changes})
+
+
+def test_arithmetic(cfg: DictConfig) -> str:
+    """Arithmetic of test and evaluate: float32 whatever trained (bf16 moves codes to their neighbours), or float64."""
+    return "64-true" if str(cfg.trainer.precision) == "64-true" else "32-true"
+
+
+def build_test_trainer(cfg: DictConfig) -> L.Trainer:
+    """A Trainer for test and evaluate."""
+    return build_trainer(
+        cfg, precision=test_arithmetic(cfg), logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )

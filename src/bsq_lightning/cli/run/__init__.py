@@ -1,0 +1,1 @@
+"""One run in its folder: settle, check, train its stages, sum up."""
