@@ -1,10 +1,46 @@
-"""The rival: BSQ as its equations read, with planes and scales as Parameters and autograd for everything."""
+"""BSQ as its equations read, with planes and scales as Parameters and autograd for everything.
+
+It is the rival of the benchmarks and the oracle of the tests.
+"""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from bsq_lightning.network import QuantizedNetwork
+
+
+def naive_weight(planes: Tensor, scale: Tensor, clip: bool) -> Tensor:
+    """``W = scale / (2^n - 1) * round(sum_b 2^b (p_b - q_b))``, straight through the rounding and the clip.
+
+    Args:
+        planes: ``[2, n, *S]``, least significant bit first.
+        scale: 0-d.
+        clip: whether codes are clipped to ``+-(2^n - 1)``.
+    """
+    precision = planes.shape[1]
+    if not precision:
+        return planes.sum((0, 1))
+    worth = torch.exp2(torch.arange(precision, device=planes.device, dtype=planes.dtype))
+    relaxed = torch.einsum("b,b...->...", worth, planes[0] - planes[1])
+    codes = relaxed.detach().round()
+    if clip:
+        codes = codes.clamp(-(2**precision - 1), 2**precision - 1)
+    return scale / (2**precision - 1) * (relaxed + (codes - relaxed).detach())
+
+
+def naive_penalty(planes: Iterable[Tensor], alpha: float) -> Tensor:
+    """``alpha / P_tot * sum_l P_l n_l sum_b sqrt(1e-8 + ||p_b||^2 + ||q_b||^2)`` over the planes of all layers."""
+    layers = list(planes)
+    total = sum(layer[0, 0].numel() if layer.shape[1] else layer.shape[2:].numel() for layer in layers)
+    result = torch.zeros((), device=layers[0].device, dtype=layers[0].dtype)
+    for layer in layers:
+        for positive, negative in layer.transpose(0, 1):
+            group = (positive.square().sum() + negative.square().sum() + 1e-8).sqrt()
+            result = result + group * (positive.numel() * layer.shape[1] / total)
+    return alpha * result
 
 
 class NaiveBSQ(nn.Module):
@@ -30,31 +66,20 @@ class NaiveBSQ(nn.Module):
             self.scales[key] = nn.Parameter(quantizer.step() * (2**quantizer.precision - 1))
 
     def weights(self) -> dict[str, Tensor]:
-        """W = scale / (2^n - 1) * round(sum_b 2^b (p_b - q_b)), straight through the rounding."""
-        found = {}
-        for key, planes in self.planes.items():
-            precision = planes.shape[1]
-            worth = torch.exp2(torch.arange(precision, device=planes.device, dtype=planes.dtype))
-            relaxed = torch.einsum("b,b...->...", worth, planes[0] - planes[1])
-            codes = relaxed.detach().round()
-            if precision >= self.max_precision:
-                codes = codes.clamp(-(2**precision - 1), 2**precision - 1)
-            codes = relaxed + (codes - relaxed).detach()
-            found[key.replace("/", ".") + ".weight"] = self.scales[key] / (2**precision - 1) * codes
-        return found
+        """W of every layer, by the name of its Parameter."""
+        return {
+            key.replace("/", ".") + ".weight": naive_weight(
+                planes, self.scales[key], clip=planes.shape[1] >= self.max_precision
+            )
+            for key, planes in self.planes.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         return functional_call(self.net, self.weights(), x)
 
     def penalty(self) -> Tensor:
-        """alpha / P_tot * sum_l P_l n_l sum_b ||[p_b, q_b]||."""
-        total = sum(planes[0, 0].numel() for planes in self.planes.values())
-        result = torch.zeros((), device=next(iter(self.scales.values())).device)
-        for planes in self.planes.values():
-            groups = torch.cat((planes[0].flatten(1), planes[1].flatten(1)), dim=1)
-            norms = (groups.square().sum(1) + 1e-8).sqrt()
-            result = result + norms.sum() * (planes[0].numel() / total)
-        return self.alpha * result
+        """The group lasso."""
+        return naive_penalty(self.planes.values(), self.alpha)
 
     @torch.no_grad()
     def clamp_(self) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.naive import naive_weight
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, WeightQuantizer
 from bsq_lightning.regularizers import BitGroupLasso, Regularizer
 
@@ -42,11 +43,8 @@ def shrink(quantizer: WeightQuantizer) -> None:
 
 
 def relaxed_planes(quantizer: BitPlaneQuantizer) -> Tensor:
-    """``scale / (2^n - 1) * sum_b 2^b (p_b - q_b)``, straight through the rounding and the clip."""
-    powers = torch.exp2(torch.arange(quantizer.precision, dtype=torch.float64))
-    powers = powers.view(-1, *[1] * len(quantizer.shape))
-    relaxed = ((quantizer.planes[0] - quantizer.planes[1]) * powers).sum(0)
-    return quantizer.scale / (2**quantizer.precision - 1) * (relaxed + (quantizer.codes() - relaxed).detach())
+    """The sum of planes, straight through the rounding and the clip."""
+    return naive_weight(quantizer.planes, quantizer.scale, quantizer.clip_always or quantizer.precision >= 8)
 
 
 def empty_low_planes(quantizer: BitPlaneQuantizer) -> None:

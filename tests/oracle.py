@@ -1,11 +1,10 @@
 """BSQ as the paper writes it, slow and obvious: planes are Parameters and autograd does everything."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.naive import naive_penalty, naive_weight
 from bsq_lightning.scheme import Scheme
 
 
@@ -36,15 +35,7 @@ class OracleLayer(nn.Module):
         return total
 
     def weight(self) -> Tensor:
-        if not self.precision:
-            return self.value() * 0
-        top = 2**self.precision - 1
-        relaxed = self.value()
-        codes = relaxed.detach().round()
-        if self.precision == self.max_precision:
-            codes = codes.clamp(-top, top)
-        straight_through = relaxed + (codes - relaxed).detach()
-        return self.scale * (straight_through / top)
+        return naive_weight(self.planes, self.scale, clip=self.precision == self.max_precision)
 
     def adjust(self) -> None:
         if not self.precision:
@@ -82,14 +73,7 @@ class Oracle:
         )
 
     def penalty(self) -> Tensor:
-        sizes = {name: math.prod(layer.planes.shape[2:]) for name, layer in self.layers.items()}
-        total = sum(sizes.values())
-        result = torch.zeros((), dtype=torch.float64)
-        for name, layer in self.layers.items():
-            for b in range(layer.precision):
-                group = torch.sqrt(1e-8 + layer.planes[0, b].square().sum() + layer.planes[1, b].square().sum())
-                result = result + group * (sizes[name] * layer.precision / total)
-        return self.alpha * result
+        return naive_penalty([layer.planes for layer in self.layers.values()], self.alpha)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         weights = {name: layer.weight() for name, layer in self.layers.items()}

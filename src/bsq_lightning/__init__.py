@@ -1,8 +1,26 @@
-"""bsq_lightning: find how many bits every layer of a network needs, in one training run.
+"""Bit-level sparsity quantization: a float network goes in, a mixed-precision one comes out, with one knob, alpha.
 
-The floors, from the ground up: ``ops``, ``scheme`` and ``models``; ``quantizers``; ``network`` and ``optimizer``;
-``regularizers``; ``module``, ``callbacks`` and ``data``; and the commands (``train``, ``evaluate``) with ``cli``.
-Imports go only downward; everything below ``module`` is ordinary PyTorch and works in a notebook.
+Commands: ``python -m bsq_lightning.train``, ``evaluate``, ``search``, ``sweep``, ``report``. In a notebook:
+``bsq_lightning.quantize`` and what stands beside it in ``bsq_lightning.library``. The floors, each importing only from
+those beneath it: ``ops``, ``scheme``, ``models``; ``quantized_tensor`` (what a quantized network is, whoever made it);
+``quantizers``; ``network``; ``optimizer``; ``regularizers``, ``reports``, ``library``; ``module``, ``data``;
+``callbacks``, ``loggers``; ``cli``; the commands.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+#: What ``bsq_lightning.library`` offers from here, imported when it is first asked for: torch takes seconds.
+_DOOR = ("quantize", "build_optimizer", "adjust", "calibrate", "read_scheme")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DOOR:
+        from bsq_lightning import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module 'bsq_lightning' has no attribute {name!r}; a notebook finds {', '.join(_DOOR)}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_DOOR]

@@ -34,8 +34,10 @@ class ProcessLauncher(Launcher):
         """Runs the points; the exit status of the command is 1 if one failed."""
         from hydra.core.utils import configure_log
 
+        from bsq_lightning.cli.config import quiet_lightning
         from bsq_lightning.cli.sweep.launch import launch_points
 
+        quiet_lightning()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         loader: Any = self.context.config_loader
         try:

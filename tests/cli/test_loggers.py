@@ -31,7 +31,7 @@ def test_group_is_the_sweep_unless_another_is_asked_for(tmp_path: Path, monkeypa
     def group(*overrides: str) -> str | None:
         (logger,) = build_loggers(composed(*overrides), RunFolder(tmp_path))
         assert isinstance(logger, WandbMirror)
-        return logger._wandb_init["group"]
+        return logger.arguments["group"]
 
     monkeypatch.delenv("BSQ_SWEEP", raising=False)
     assert group() is None

@@ -81,6 +81,17 @@ def quote_paths(arguments: list[str]) -> list[str]:
     return quoted
 
 
+def quiet_lightning() -> None:
+    """Lightning announces devices and tips at every Trainer, twice under Hydra's logging; a run makes five of them."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore",
+        message="(?s).*(does not have many workers|LeafSpec|exists and is not empty|smaller than the logging|"
+        "`srun` command is available|broadcast_buffers. is deprecated|sync_dist=True)",
+    )
+
+
 def run_command(task: Callable[..., Any], config_name: str) -> None:
     """Runs a command as a Hydra application, on this process's command line."""
     import hydra
@@ -91,11 +102,6 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     # Where hydra-submitit-launcher is installed, its launcher of this name becomes the schema of ours, which fits.
     warnings.filterwarnings("ignore", message="(?s).*submitit_slurm' is validated against ConfigStore schema")
-    if {"--help", "-h", "--hydra-help"}.intersection(sys.argv[1:]):
-        from hydra.core.config_store import ConfigStore
-
-        # Half the time of --help: Hydra copies its store of configs once a group, only to read it.
-        ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
 
 
@@ -113,6 +119,7 @@ def heavy_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        quiet_lightning()
 
 
 def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """Weights & Biases: one W&B run for each run folder, over all its stages and resumes."""
 
+import inspect
 import json
 import logging
 import os
@@ -45,9 +46,14 @@ class WandbMirror(RunMirror, WandbLogger):
         self, save_dir: str, project: str = "bsq_lightning", group: str | None = None, **settings: Any
     ) -> None:
         self.folder = Path(save_dir)
-        super().__init__(
-            save_dir=save_dir, project=project, group=group, **{"name": self.folder.resolve().name, **settings}
-        )
+        own = set(inspect.signature(WandbLogger.__init__).parameters)
+        #: What ``wandb.init`` is asked for; the rest is Lightning's.
+        self.arguments: dict[str, Any] = {
+            "name": self.folder.resolve().name, "project": project, "dir": save_dir, "group": group, "resume": "allow",
+            **{key: value for key, value in settings.items() if key not in own or key in ("name", "id")},
+        }  # fmt: skip
+        self._of_lightning = {key: value for key, value in settings.items() if key in own and key not in ("name", "id")}
+        super().__init__(save_dir=save_dir, project=project, **self._of_lightning)
         self._adjustments = 0
         self._own_data_dir = False
 
@@ -56,8 +62,7 @@ class WandbMirror(RunMirror, WandbLogger):
         import wandb
 
         kept = read_json(self._kept) if self._kept.exists() else {}
-        arguments = self._wandb_init
-        arguments.pop("anonymous")  # Lightning still passes what wandb warns of
+        arguments = dict(self.arguments)
         arguments["config"] = config
         arguments["group"] = arguments["group"] or kept.get("group")
         arguments["id"] = os.environ.get("WANDB_RUN_ID") or kept.get("id") or secrets.token_hex(4)
@@ -73,14 +78,18 @@ class WandbMirror(RunMirror, WandbLogger):
         )
         arguments |= {"settings": quiet, "mode": self._mode(quiet)}
         try:
-            run = self.experiment
+            run = wandb.init(**arguments)
         except Exception as error:  # whatever it is, training does not need W&B
             if arguments["mode"] == "offline":
                 raise
             log.warning("W&B goes offline, its server does not take this run: %s", str(error).split("\n")[0])
             wandb.teardown()  # its service still holds the id
             arguments["mode"] = "offline"
-            run = self.experiment
+            run = wandb.init(**arguments)
+        # Lightning's own way to a run passes what wandb warns of; it takes one that is there.
+        super().__init__(save_dir=arguments["dir"], experiment=run, **self._of_lightning)
+        run.define_metric(AXIS)
+        run.define_metric("*", step_metric=AXIS, step_sync=True)
         if not run.disabled:
             write_whole(self._kept, json.dumps({"id": run.id, "group": run.group or None}))
         if not run.offline:

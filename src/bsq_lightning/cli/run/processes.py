@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from bsq_lightning.callbacks import Preempted
 from bsq_lightning.cli.building.checks import check_settings
 from bsq_lightning.cli.building.trainers import device_count
-from bsq_lightning.cli.config import USER_ERRORS
+from bsq_lightning.cli.config import USER_ERRORS, quiet_lightning
 from bsq_lightning.cli.run.joining import started_ranks
 from bsq_lightning.cli.run.one_run import run
 from bsq_lightning.cli.run.stopping import STOPPED
@@ -166,6 +166,7 @@ def main() -> None:
     """A rank: ``python -m bsq_lightning.cli.run.processes ORDER``, started by ``run_ranks``."""
     from hydra.core.utils import configure_log
 
+    quiet_lightning()
     order: Any = OmegaConf.load(sys.argv[1])
     _end_with_parent()
     if os.environ["RANK"] == "0":

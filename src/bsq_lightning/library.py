@@ -1,0 +1,108 @@
+"""For notebooks and plain loops: quantize a network, train it, adjust it, ask for its scheme. No Hydra, no Lightning.
+
+Everything here is reached as ``bsq_lightning.quantize`` and so on; ``examples/plain_loop.py`` trains with it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.optimizer import LatentOptimizer
+from bsq_lightning.quantizers import Adjustment, BitPlaneQuantizer, WeightQuantizer, relu6_or_pact
+from bsq_lightning.regularizers import BitGroupLasso, Regularizer
+from bsq_lightning.scheme import Scheme
+
+
+def quantize(
+    net: nn.Module,
+    weight: Callable[..., WeightQuantizer] = BitPlaneQuantizer,
+    *,
+    precision: int | Mapping[str, int] | Scheme = 8,
+    act_precision: int = 0,
+    skip: Sequence[str] = (),
+) -> QuantizedNetwork:
+    """Puts quantizers beside a network's weights, in place; its weights are on their grid from now on.
+
+    Args:
+        net: any network of convolutions and linear layers, with trained float weights.
+        weight: quantizer of each weight tensor: BSQ's bit planes, or ``functools.partial`` of another one.
+        precision: bits of magnitude, the sign is extra; one number, or by name of the layer, or a scheme.
+        act_precision: bits of activations; 0 leaves them float.
+        skip: name patterns of layers that stay float (``["*.downsample.0"]``).
+
+    Raises:
+        ValueError: a pattern or a name that matches nothing, or a tensor that the quantizer refuses.
+
+    Example:
+        >>> network = quantize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), precision=3)
+        >>> read_scheme(network).precisions()
+        {'0': 3, '2': 3}
+    """
+    if isinstance(precision, Scheme):
+        precision = {name: int(bits) for name, bits in precision.precisions().items()}
+    given: dict[str, Any] = {"precisions": precision} if isinstance(precision, Mapping) else {"precision": precision}
+    return QuantizedNetwork(net, weight, relu6_or_pact, act_precision=act_precision, skip=skip, **given)
+
+
+def build_optimizer(
+    network: QuantizedNetwork,
+    sgd: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    *,
+    alpha: float = 0.0,
+    regularizer: Regularizer | None = None,
+) -> LatentOptimizer:
+    """The optimizer of a quantized network, to be used as any of torch's: it steps latents and rewrites the weights.
+
+    Args:
+        network: from ``quantize``.
+        sgd: builds the torch optimizer from parameters (``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``);
+            bit planes take plain SGD only.
+        alpha: strength of BSQ's group lasso; 0 for none.
+        regularizer: another penalty in its place.
+
+    Raises:
+        ValueError: an optimizer that bit planes cannot have, or a penalty with nothing to act on.
+    """
+    if regularizer is None and alpha:
+        regularizer = BitGroupLasso(alpha)
+    if regularizer is not None:
+        regularizer.check({name: quantizer for name, _, quantizer in network.quantizers()})
+    return LatentOptimizer(network, sgd, regularizer)
+
+
+def adjust(
+    network: QuantizedNetwork, optimizer: LatentOptimizer | None = None, bits: Mapping[str, int] | None = None
+) -> dict[str, Adjustment]:
+    """A precision adjustment: every tensor is re-quantized and loses the bits that are empty.
+
+    Args:
+        network: from ``quantize``.
+        optimizer: its momentum is dropped where a quantizer asks for it, as planes do.
+        bits: brings the layers it names to so many bits instead.
+
+    Returns:
+        What each quantizer says it did, by name of its layer.
+    """
+    done = network.adjust_precision_(bits)
+    if optimizer is not None and any(each.forget_momentum for each in done.values()):
+        optimizer.forget_momentum_()
+    return done
+
+
+@torch.no_grad()
+def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor]) -> None:
+    """Fixes the ranges of activations from a few batches of images, so that results do not depend on the batch."""
+    training = network.training
+    network.eval()
+    with network.observing():
+        for images in batches:
+            network(images)
+    network.train(training)
+
+
+def read_scheme(network: QuantizedNetwork) -> Scheme:
+    """Bits, steps and sizes of every layer now."""
+    return network.scheme()
