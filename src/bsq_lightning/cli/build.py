@@ -312,10 +312,12 @@ def load_state(module: QuantModule, checkpoint: dict[str, Any], path: Path) -> N
     """Loads a checkpoint into a module.
 
     Raises:
-        ValueError: it is from another architecture; lists the first keys that differ.
+        ValueError: it is from another architecture; lists the first keys that differ. Or no run has written it.
     """
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{path} is from another architecture than the config: {lines[:400]}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} was not written by a run and is not used: {error}") from error
