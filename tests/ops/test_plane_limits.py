@@ -105,8 +105,8 @@ def test_the_compiled_step_touches_no_memory_but_its_own() -> None:
         pytest.skip(f"{compiler} comes without libasan, the library of AddressSanitizer")
     environment = {**os.environ, "LD_PRELOAD": str(sanitizer), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "2"}
     watched = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(MAX_PRECISION + 1)], env=environment, capture_output=True, text=True, timeout=170,
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", WATCHED, str(MAX_PRECISION + 1)], env=environment, capture_output=True, text=True,
+        timeout=170, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     if "all steps taken" not in watched.stdout and "AddressSanitizer" not in watched.stderr:
         pytest.skip(f"this process cannot run under AddressSanitizer: {watched.stderr.strip()[-300:]}")

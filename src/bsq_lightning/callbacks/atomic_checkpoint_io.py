@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from bsq_lightning.files import write_whole
+from bsq_lightning.plain_tensors import load_plain
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
@@ -27,12 +28,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without a word
         first_line = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds objects that would have to be executed "
-            f"to be loaded, which is refused ({type(error).__name__}: {first_line[:200]})"
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds what would be executed to be loaded, or "
+            f"would take more memory than the file has, which is refused ({type(error).__name__}: {first_line:.300})"
         ) from error
     if not isinstance(content, dict) or not {"state_dict", "stage", "epoch"} <= content.keys():
         raise ValueError(f"{path} is not a checkpoint of bsq_lightning (no state_dict, stage and epoch in it)")

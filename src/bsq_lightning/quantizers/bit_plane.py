@@ -170,5 +170,5 @@ def check_saved_planes(name: str, saved: Any) -> None:
         raise ValueError(f"{name} holds {kind}, not a dense tensor of real numbers")
     if saved.dim() < 2 or saved.shape[0] != 2 or saved.shape[1] > MAX_PRECISION:
         raise ValueError(
-            f"{name} is {list(saved.shape)}: planes are [2, bits, *shape of the weight] with at most {MAX_PRECISION} bits"
+            f"{name} is {list(saved.shape)}: planes are [2, bits, *shape of the weight], at most {MAX_PRECISION} bits"
         )
