@@ -14,7 +14,6 @@ SLURM job of each, where they are trained on a cluster.
 import csv
 import json
 import os
-import shutil
 import socket
 import time
 import traceback
@@ -26,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bsq_lightning.files import read_json, whole_lines, write_whole
+from bsq_lightning.files import check_inside, copy_whole, read_json, remove_leftovers, whole_lines, write_whole
 
 STATES = ("done", "running", "failed", "unfinished")
 
@@ -101,8 +100,7 @@ class RunFolder:
     def keep_checkpoint(self, stage: str) -> None:
         """Keeps the newest checkpoint as that of the end of ``stage``."""
         if self.writer:
-            shutil.copy2(self.last, self.checkpoints / f".{stage}.tmp")
-            (self.checkpoints / f".{stage}.tmp").replace(self.checkpoints / f"{stage}.ckpt")
+            copy_whole(self.last, self.checkpoints / f"{stage}.ckpt")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``: from now on the run is finished."""
@@ -124,11 +122,12 @@ class RunFolder:
         Of the ranks of a run, the writer holds the mark.
 
         Raises:
-            ValueError: another process trains here.
+            ValueError: another process trains here, or a link leads out of the folder.
         """
         if not self.writer:
             yield
             return
+        check_inside(self.path)
         lock = FileLock(self._lock)
         try:
             # A reader of `state` holds the lock for an instant.
@@ -136,6 +135,8 @@ class RunFolder:
         except Timeout:
             raise ValueError(f"{self.path} is in use: another process is training in this folder") from None
         try:
+            for folder in (self.path, self.checkpoints):
+                remove_leftovers(folder)
             yield
         finally:
             lock.release()
@@ -162,7 +163,7 @@ class RunFolder:
         """``done``, ``running``, ``failed`` (see ``error``) or ``unfinished`` (stopped or killed; it can go on)."""
         if self.is_finished:
             return "done"
-        if self._lock.exists():
+        if self._lock.is_file() and not self._lock.is_symlink():
             lock = FileLock(self._lock)
             try:
                 lock.acquire(timeout=0)

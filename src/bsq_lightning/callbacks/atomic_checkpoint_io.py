@@ -2,15 +2,13 @@
 
 import io
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from bsq_lightning.files import write_whole
+from bsq_lightning.files import copy_whole, write_whole
 from bsq_lightning.plain_tensors import load_plain
 
 log = logging.getLogger(__name__)
@@ -58,15 +56,8 @@ def mend_last(last: Path) -> None:
             raise
         load_checkpoint(previous)
         last.replace(last.with_name("last.ckpt.damaged"))
-        _same_file(previous, last)
+        copy_whole(previous, last, link=True)
         log.warning("%s. Going on from the checkpoint before it; the damaged file is last.ckpt.damaged", error)
-
-
-def _same_file(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -80,10 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         path = Path(path)
         if path.exists():
-            aside = path.with_name(f".{PREVIOUS}.tmp")
-            aside.unlink(missing_ok=True)
-            _same_file(path, aside)
-            aside.replace(path.with_name(PREVIOUS))
+            copy_whole(path, path.with_name(PREVIOUS), link=True)
         write_whole(path, buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import logging
-import shutil
 
 from omegaconf import DictConfig
 
 from bsq_lightning.callbacks import load_checkpoint
 from bsq_lightning.cli.config import read_config
 from bsq_lightning.cli.settled import differences, float_part
-from bsq_lightning.files import write_whole
+from bsq_lightning.files import copy_whole, write_whole
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -45,8 +44,7 @@ def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
         writer.writerows(rows)
     write_whole(folder.path / "metrics.csv", out.getvalue())
     write_whole(folder.path / "stages.json", json.dumps({"float": source.results()["float"]}, indent=1))
-    shutil.copy2(trained, folder.checkpoints / "float.ckpt")
+    copy_whole(trained, folder.checkpoints / "float.ckpt")
     # Last, and by renaming: a start that finds this file goes on from it.
-    shutil.copy2(trained, folder.checkpoints / ".last.tmp")
-    (folder.checkpoints / ".last.tmp").replace(folder.last)
+    copy_whole(trained, folder.last)
     log.info("the float stage is that of %s", source.path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bsq_lightning.files import open_to_append
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def run_points(
 
 def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _Process:
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / "output.log", "ab") as output:
+    with open(open_to_append(path / "output.log"), "ab") as output:
         popen = subprocess.Popen(
             command,
             stdout=output,

@@ -6,6 +6,7 @@ from typing import Any
 
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.ranks import one_run_folder
+from bsq_lightning.files import check_inside
 from bsq_lightning.run_folder import RunFolder
 
 ALLOWED = (
@@ -31,6 +32,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     folder = RunFolder.existing(resumed[-1].removeprefix("resume="))
+    check_inside(folder.path)  # before Hydra opens its log there
     config = read_config(folder.config)
     # They would act before anything is compared: callbacks, environment variables, files of configs.
     foreign = [key for key in ("hydra", "defaults") if key in config]
@@ -72,6 +74,9 @@ def _exchange_logger(value: str, config: Any) -> list[str]:
 def rewrite_command_line() -> None:
     """Applies ``resume=`` and, under torchrun or srun, the common run folder; a mistake ends it with one message."""
     try:
+        for argument in sys.argv[1:]:
+            if argument.startswith("hydra.run.dir="):  # a folder that is there already gets Hydra's files at once
+                check_inside(Path(argument.partition("=")[2].strip("'\"")).expanduser())
         sys.argv[1:] = one_run_folder(resume_arguments(sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
