@@ -67,10 +67,14 @@ def train_command(folder: Path, overrides: Sequence[str], arguments: Sequence[st
     return [sys.executable, "-m", "bsq_lightning.train", *arguments, *overrides, *here]
 
 
-def float_command(folder: Path, overrides: Sequence[str], arguments: Sequence[str] = ()) -> list[str]:
-    """The command that trains a float stage to share. One that was begun goes on, for whichever points it was begun."""
+def float_command(
+    folder: Path, overrides: Sequence[str], arguments: Sequence[str] = (), trusted: Sequence[str] = ()
+) -> list[str]:
+    """The command that trains a float stage to share. One that was begun goes on, for whichever points it was begun;
+    its config may name the packages that theirs do."""
     if (folder / "config.yaml").exists():
-        return [sys.executable, "-m", "bsq_lightning.train", f"resume={folder}", "until=float", "logger=none"]
+        trust = [f"trust=[{','.join(trusted)}]"] if trusted else []
+        return [sys.executable, "-m", "bsq_lightning.train", f"resume={folder}", "until=float", "logger=none", *trust]
     return train_command(folder, [*overrides, "until=float", "logger=none"], arguments)
 
 

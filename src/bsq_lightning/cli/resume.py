@@ -6,6 +6,7 @@ from typing import Any
 
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.ranks import one_run_folder
+from bsq_lightning.cli.trust import check_settled
 from bsq_lightning.files import check_inside
 from bsq_lightning.run_folder import RunFolder
 
@@ -38,10 +39,15 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     foreign = [key for key in ("hydra", "defaults") if key in config]
     if foreign:
         raise ValueError(f"{folder.config} was not written by a run: take {' and '.join(foreign)} out of it")
-    overrides, refused = [], []
+    check_settled(OmegaConf.to_container(config), folder.config)
+    config.pop("trust", None)  # which is the user's to say, not the folder's
+    overrides, refused = ["+trust=[]"], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key == "resume":
+            continue
+        if key == "trust":
+            overrides[0] = f"+trust={value}"
             continue
         if not equals or not (key in ALLOWED or key.startswith(("logger.", "trainer.strategy."))):
             has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None

@@ -15,7 +15,7 @@ from bsq_lightning.scheme import Scheme
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
-    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last",
+    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last", "trust",
 )  # fmt: skip
 #: What the float stage does not depend on; runs that agree in all else can share one.
 AFTER_FLOAT = (
