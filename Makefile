@@ -1,20 +1,31 @@
-# make quickstart and make test need Python 3.11, make and a package registry, nothing else.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# make quickstart and make test need Python 3.11, 3.12 or 3.13, make and a package registry, nothing else.
+# The newest of them that is here and has venv; PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+  "$$name" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 \
+  && { command -v "$$name"; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow bench lint clean
+.PHONY: help python install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow bench lint clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(MAKE) --no-print-directory python
+	@# uv where it is there; it does not read pip's settings, so where it cannot reach its registry, pip is asked
 	@# torch and torchvision by plain name: a CPU-only torch beside the registry's torchvision fails at import
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@if command -v uv >/dev/null && uv venv --quiet --seed --allow-existing --python "$(PYTHON)" $(VENV) \
+	  && uv pip install --quiet --python $(BIN)/python -e '.[dev]'; then echo "installed by uv"; \
+	else "$(PYTHON)" -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade pip \
+	  && $(BIN)/python -m pip install --quiet -e '.[dev]' && echo "installed by pip"; fi
 	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms"
 	touch $@
+
+python: ## which Python `make install` takes
+	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.11, 3.12 or 3.13 with venv is on PATH (3.14 is too new for Hydra 1.3):" \
+	  "install one (Debian: apt-get install python3.11-venv), or give PYTHON=/path/to/python" >&2; exit 1; fi
+	@echo "Python: $(PYTHON)"
 
 install: $(VENV)/.installed ## virtual environment in .venv with everything
 

@@ -2,8 +2,6 @@
 
 import io
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from bsq_lightning.files import write_whole
+from bsq_lightning.files import copy_whole, write_whole
+from bsq_lightning.plain_tensors import load_plain
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
@@ -28,12 +27,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without a word
         first_line = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds objects that would have to be executed "
-            f"to be loaded, which is refused ({type(error).__name__}: {first_line[:200]})"
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds what would be executed to be loaded, or "
+            f"would take more memory than the file has, which is refused ({type(error).__name__}: {first_line:.300})"
         ) from error
     if not isinstance(content, dict) or not {"state_dict", "stage", "epoch"} <= content.keys():
         raise ValueError(f"{path} is not a checkpoint of bsq_lightning (no state_dict, stage and epoch in it)")
@@ -51,13 +50,15 @@ def load_state(module: L.LightningModule, checkpoint: dict[str, Any], path: Path
     """Loads a checkpoint into a module.
 
     Raises:
-        ValueError: it is from another architecture; lists the first keys that differ.
+        ValueError: it is from another architecture; lists the first keys that differ. Or no run has written it.
     """
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{path} is from another architecture than the config: {lines[:400]}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} was not written by a run and is not used: {error}") from error
 
 
 def mend_last(last: Path) -> None:
@@ -78,15 +79,8 @@ def mend_last(last: Path) -> None:
             raise
         load_checkpoint(previous)
         last.replace(last.with_name("last.ckpt.damaged"))
-        _same_file(previous, last)
+        copy_whole(previous, last, link=True)
         log.warning("%s. Going on from the checkpoint before it; the damaged file is last.ckpt.damaged", error)
-
-
-def _same_file(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -100,10 +94,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         path = Path(path)
         if path.exists():
-            aside = path.with_name(f".{PREVIOUS}.tmp")
-            aside.unlink(missing_ok=True)
-            _same_file(path, aside)
-            aside.replace(path.with_name(PREVIOUS))
+            copy_whole(path, path.with_name(PREVIOUS), link=True)
         write_whole(path, buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """``python -m bsq_lightning.evaluate run=FOLDER``: the test accuracy of a run's final network, again."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.config import heavy_imports, plain_errors, read_config, run_command
+from bsq_lightning.cli.trust import check_settled, check_targets, trusted_packages
 
 
 @plain_errors
@@ -15,6 +16,9 @@ def evaluate(cfg: DictConfig) -> float:
 
     folder = RunFolder.existing(cfg.run)
     run = read_config(folder.config)
+    plain = OmegaConf.to_container(run)
+    check_settled(plain, folder.config)
+    check_targets(plain, folder.config, trusted_packages(cfg.trust))
     if cfg.data.root is not None:
         run.data.root = cfg.data.root
     if cfg.trainer.accelerator is not None:

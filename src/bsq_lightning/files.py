@@ -1,10 +1,19 @@
-"""Files that are whole or absent, and line logs that can be cut back to a checkpoint (standard library only)."""
+"""Files that are whole or absent, and line logs that can be cut back to a checkpoint (standard library only).
+
+A folder may be somebody else's: nothing here writes through a link, or into a temporary file whose name was known.
+"""
 
 import json
 import os
-from collections.abc import Callable
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # where the platform has it
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -15,23 +24,90 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with put_in_place(path) as temporary, open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror or error}; what was there before is whole", str(path)) from error
+
+
+def copy_whole(source: str | Path, target: str | Path, link: bool = False) -> None:
+    """Copies a file beside the target and renames; with ``link``, two names of one file where the disk can do that."""
+    with put_in_place(Path(target)) as temporary:
+        if link:
+            with suppress(OSError):  # a file system without them
+                os.link(source, temporary)
+        if not temporary.exists():
+            with open(source, "rb") as given, open(temporary, "xb") as file:
+                shutil.copyfileobj(given, file)
+            shutil.copystat(source, temporary)
+
+
+@contextmanager
+def put_in_place(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` that nobody could know; what the block makes of it takes the place of ``path``."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed processes have left; nothing else may be writing here."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_symlink() or path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def open_to_append(path: str | Path) -> int:
+    """The descriptor of a file to append to, made if it is absent; never one that a link points to.
+
+    Raises:
+        OSError: it is a link, or no ordinary file; the message names it.
+    """
+    try:
+        if os.path.islink(path) or (os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)):
+            raise OSError(None, "it is a link or no ordinary file")
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror or error}: nothing is written through it, remove it first", str(path)
+        ) from error
+
+
 def append_line(path: str | Path, line: str) -> None:
     """Appends one line."""
-    with open(path, "a", encoding="utf-8") as file:
+    with open(open_to_append(path), "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def check_inside(folder: Path) -> None:
+    """Refuses a folder in which somebody else has laid links to the outside, or what would block whoever opens it.
+
+    Raises:
+        ValueError: a link that leads out of the folder, a pipe, a device or a socket; the message names it.
+    """
+    root = os.path.realpath(folder)
+    for where, folders, names in os.walk(root):
+        if os.path.basename(where) == "wandb" and os.path.dirname(where) == root:
+            folders.clear()  # it makes new folders for what it writes, and links to its own logs at home
+            continue
+        for name in (*folders, *names):
+            path = os.path.join(where, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                target = os.path.realpath(path)
+                if os.path.commonpath((root, target)) != root:
+                    raise ValueError(
+                        f"{path} is a link to {target}, outside of the run folder: what the run writes would go there. "
+                        "Remove the link, or put a file or folder in its place"
+                    )
+            elif not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise ValueError(f"{path} is neither a file nor a folder: remove it from the run folder")
 
 
 def cut_lines(path: str | Path, keep: Callable[[str], bool]) -> None:

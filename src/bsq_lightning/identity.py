@@ -8,7 +8,7 @@ from typing import Any
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
-    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last",
+    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last", "trust",
 )  # fmt: skip
 #: What repeats of one run differ in, beside that: they are averaged in reports.
 REPEATED = ("seed", "data.seed", "trainer.log_every_n_steps")

@@ -338,6 +338,8 @@ def _restore(name: str, note: dict[str, Any], arrays: dict[str, Tensor]) -> Extr
             for key, value in arrays.items():
                 if key.startswith(start):
                     given[key.removeprefix(start)] = value if value.is_floating_point() else value.to(torch.int32)
+            if made is Planes and not all(isinstance(b, int) and 0 <= b < FLOAT_BITS for b in given["alive"]):
+                raise ValueError(f"{name} has bit positions outside 0 to {FLOAT_BITS - 1}")
             return made(tuple(given["alive"])) if made is Planes else made(**given)
     return None
 

@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import socket
 import time
 import traceback
@@ -28,7 +27,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bsq_lightning.files import append_line, cut_lines, read_json, whole_lines, write_whole
+from bsq_lightning.files import (
+    append_line,
+    check_inside,
+    copy_whole,
+    cut_lines,
+    read_json,
+    remove_leftovers,
+    whole_lines,
+    write_whole,
+)
 
 STATES = ("done", "running", "failed", "unfinished")
 #: The columns of ``metrics.csv``, one row an epoch.
@@ -145,8 +153,7 @@ class RunFolder:
     def keep_checkpoint(self, stage: str) -> None:
         """Keeps the newest checkpoint as that of the end of ``stage``."""
         if self.writer:
-            shutil.copy2(self.last, self.checkpoints / f".{stage}.tmp")
-            (self.checkpoints / f".{stage}.tmp").replace(self.end_of(stage))
+            copy_whole(self.last, self.end_of(stage))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``: from now on the run is finished."""
@@ -205,11 +212,12 @@ class RunFolder:
         Of the ranks of a run, the writer holds the mark.
 
         Raises:
-            ValueError: another process trains here.
+            ValueError: another process trains here, or a link leads out of the folder.
         """
         if not self.writer:
             yield
             return
+        check_inside(self.path)
         lock = FileLock(self._lock)
         try:
             # A reader of `state` holds the lock for an instant.
@@ -217,6 +225,8 @@ class RunFolder:
         except Timeout:
             raise ValueError(f"{self.path} is in use: another process is training in this folder") from None
         try:
+            for folder in (self.path, self.checkpoints):
+                remove_leftovers(folder)
             yield
         finally:
             lock.release()
@@ -243,7 +253,7 @@ class RunFolder:
         """``done``, ``running``, ``failed`` (see ``error``) or ``unfinished`` (stopped or killed; it can go on)."""
         if self.is_finished:
             return "done"
-        if self._lock.exists():
+        if self._lock.is_file() and not self._lock.is_symlink():
             lock = FileLock(self._lock)
             try:
                 lock.acquire(timeout=0)

@@ -7,10 +7,11 @@ The whole pipeline in one run folder; ``-m`` sweeps; ``resume=FOLDER`` continues
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
 from bsq_lightning.cli.run.resume import rewrite_command_line
+from bsq_lightning.cli.trust import check_targets, trusted_packages
 
 
 @plain_errors
@@ -24,6 +25,8 @@ def train(cfg: DictConfig) -> float:
         from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    if "trust" in cfg:  # resumed: the config is the folder's, which may be somebody else's
+        check_targets(OmegaConf.to_container(cfg, resolve=True), folder.config, trusted_packages(cfg.trust))
     check_settings(cfg)
     stop_politely(run_ranks if starts_ranks(cfg) else run, cfg, folder)
     return folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else float("nan")

@@ -85,7 +85,7 @@ class KilledWhileWriting(L.Callback):
         real = os.fsync
 
         def fsync(number: int) -> None:
-            if os.readlink(f"/proc/self/fd/{number}").endswith("/.last.ckpt.tmp"):
+            if os.readlink(f"/proc/self/fd/{number}").rpartition("/")[2].startswith(".last.ckpt."):
                 os.truncate(number, os.fstat(number).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             real(number)

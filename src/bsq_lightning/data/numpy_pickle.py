@@ -19,6 +19,8 @@ def _plain(dtype: np.dtype) -> np.dtype:
     """The same type of number or text, made anew: the file could go on to change its own."""
     if dtype.kind not in "biufSU":
         raise pickle.UnpicklingError(f"it holds an array of {dtype}, only numbers and text are read")
+    if not dtype.itemsize:
+        raise pickle.UnpicklingError("it holds an array of elements without a size, of which any number fits")
     return np.dtype(dtype.str)
 
 
@@ -42,14 +44,18 @@ ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class NumpyUnpickler(pickle.Unpickler):
-    """An unpickler that knows plain containers, numbers, text and numpy arrays, and refuses all else."""
+class NumpyUnpickler(pickle._Unpickler):
+    """An unpickler that knows plain containers, numbers, text and numpy arrays, and refuses all else.
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    It is the one in Python: that in C makes a table as long as the largest number by which a file names an object, so
+    that five bytes take 64 GB.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
         try:
-            return ALLOWED[module_name, global_name]
+            return ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is refused") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused") from None
 
 
 def read_numpy_pickle(path: Path) -> dict[Any, Any]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from bsq_lightning.plain_tensors import load_plain
 
 # Our checkpoints keep the network under this name, beside tensors that are not part of it.
 OWN_PREFIX = "network.net."
@@ -47,9 +48,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_plain(path)
     except Exception as error:  # damaged bytes make torch fail in many ways, and all mean the same to the reader
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:300]
         raise ValueError(
             f"cannot read float weights from {path} ({type(error).__name__}: {reason}). Only plain tensors are read "
             "and no code in a file is ever run: the file is cut short, or must be saved again as "

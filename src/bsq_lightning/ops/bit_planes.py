@@ -7,6 +7,10 @@ positive and of the negative codes, least significant bit first, relaxed to real
 import torch
 from torch import Tensor
 
+MAX_PRECISION = 16
+"""Bits of magnitude that a tensor can have. Quantizers and checkpoints are held to it, and the compiled steps are
+compiled with it: their sums have room for this many planes."""
+
 
 def split_planes(codes: Tensor, precision: int) -> Tensor:
     """Binary expansion of integer codes.

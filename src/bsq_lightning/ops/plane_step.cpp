@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int64_t PIECE = 2048;  // weights: what is computed on the way stays in the first cache
-constexpr int LANES = 16, MAX_PRECISION = 16;
+constexpr int LANES = 16;  // MAX_PRECISION is given to the compiler: the bits of a layer are 1 to that many
 using BFloat16 = uint16_t;
 
 struct Layer {

@@ -15,58 +15,17 @@ numbers up to rounding.
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bsq_lightning.ops import plane_step_cpu
 from bsq_lightning.ops.bit_planes import merge_planes, plane_squares
+from bsq_lightning.ops.plane_tensors import PlaneTensors, Rates, check_tensors
 
 log = logging.getLogger(__name__)
 SMALLEST_SCALE = 1e-8
 _SPREAD = 0x9E3779B1  # 2^32 / golden ratio: neighbouring steps and tensors share no random numbers
-
-
-class PlaneTensors(NamedTuple):
-    """What belongs to one weight tensor of shape S with n >= 1 bits; all but ``grad`` and ``decay`` are written.
-
-    Args:
-        planes: ``[2, n, *S]``, in the dtype of W or in bfloat16, which is then rounded up or down by chance.
-        momentum: as ``planes``.
-        grad: G, ``[*S]``.
-        weight: W, ``[*S]``.
-        scale: 0-d.
-        scale_momentum: 0-d.
-        decay: ``[n]``, factor of the plane in its own gradient, beside weight decay: that of the group lasso.
-        squares: ``[n]``, gets ``plane_squares`` of the new planes, for the next step's lasso.
-        clip: whether codes are clipped to ``+-(2^n - 1)``.
-        extra: gradients of planes ``[2, n, *S]`` and scale that come from elsewhere, or None.
-    """
-
-    planes: Tensor
-    momentum: Tensor
-    grad: Tensor
-    weight: Tensor
-    scale: Tensor
-    scale_momentum: Tensor
-    decay: Tensor
-    squares: Tensor
-    clip: bool
-    extra: Sequence[Tensor] | None = None
-
-
-class Rates(NamedTuple):
-    """Hyper-parameters of SGD, and what the rounding of planes in 16 bits is drawn from.
-
-    ``seed`` is another one at every step since the last adjustment, and the same on all ranks, whose planes would
-    drift apart otherwise.
-    """
-
-    lr: float
-    momentum: float
-    weight_decay: float
-    seed: int = 0
 
 
 @torch.no_grad()
@@ -74,12 +33,12 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step above for every tensor of ``tensors``, in place.
 
     Raises:
-        ValueError: momentum or another part has not the shape of the planes, as after an adjustment that left it.
+        ValueError: more bits than the step is compiled for, or a part that does not fit the planes, as momentum after
+            an adjustment that left it; ``check_tensors`` has the words.
     """
     rates = rates._replace(seed=rates.seed * _SPREAD % 2**31)
     groups: dict[tuple[str, torch.dtype, torch.device], list[PlaneTensors]] = {}
     for t in tensors:
-        _check_shapes(t)
         groups.setdefault((_fastest(t), t.planes.dtype, t.planes.device), []).append(t)
     for (way, _, _), group in groups.items():
         # Planes are contiguous; gradients and weights of a network in channels_last are brought into their order.
@@ -88,19 +47,6 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
         for t, own in zip(dense, group, strict=True):
             if t.weight is not own.weight:
                 own.weight.copy_(t.weight)
-
-
-def _check_shapes(t: PlaneTensors) -> None:
-    # Compiled code would write beyond the end of what is too small.
-    bits, whole = (len(t.decay),), (2, len(t.decay), *t.weight.shape)
-    expected = {"planes": whole, "momentum": whole, "grad": tuple(t.weight.shape), "squares": bits}
-    for name, shape in expected.items():
-        found = tuple(getattr(t, name).shape)
-        if found != shape:
-            raise ValueError(
-                f"{name} of a tensor of {len(t.decay)} bits is {list(found)}, not {list(shape)}: after "
-                "adjust_precision_ the optimizer has to forget_momentum_()"
-            )
 
 
 def _fastest(t: PlaneTensors) -> str:
@@ -135,6 +81,7 @@ def _gpu_kernels_work(device: torch.device) -> bool:
 @torch.no_grad()
 def plane_step_torch_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step in torch operations, on any device."""
+    check_tensors(tensors, contiguous=False)
     for index, t in enumerate(tensors):
         precision, ones = len(t.decay), [1] * t.weight.dim()
         levels = 2**precision - 1

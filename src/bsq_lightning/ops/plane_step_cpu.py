@@ -17,18 +17,17 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from bsq_lightning.ops.plane_step import PlaneTensors, Rates
+from bsq_lightning.ops.bit_planes import MAX_PRECISION
+from bsq_lightning.ops.plane_tensors import PlaneTensors, Rates, check_tensors
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("plane_step.cpp")
 # Contraction to fused multiply-adds would round differently from machine to machine.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-         "-shared", "-fPIC")  # fmt: skip
+         "-shared", "-fPIC", f"-DMAX_PRECISION={MAX_PRECISION}")  # fmt: skip
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
@@ -68,6 +67,7 @@ def library() -> ctypes.CDLL | None:
 
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step, for tensors on the CPU in float32 or float64, with planes in that dtype or in bfloat16."""
+    check_tensors(tensors)
     compiled = library()
     assert compiled is not None
     compiled[f"step_{_DTYPES[tensors[0].planes.dtype]}"](
@@ -78,5 +78,4 @@ def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
 
 
 def _layer(t: PlaneTensors) -> _Layer:
-    assert all(tensor.is_contiguous() for tensor in t[:8])
     return _Layer(*(tensor.data_ptr() for tensor in t[:8]), t.weight.numel(), len(t.decay), t.clip)

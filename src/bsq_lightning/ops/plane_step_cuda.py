@@ -13,19 +13,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from bsq_lightning.ops.plane_step import PlaneTensors, Rates
+from bsq_lightning.ops import bit_planes
+from bsq_lightning.ops.plane_tensors import PlaneTensors, Rates, check_tensors
 
 PIECE = 1024  # weights of one program
 COLUMNS = tl.constexpr(13)  # of the table: eight addresses, size, precision, clip, first piece, number of pieces
-MAX_PRECISION = tl.constexpr(16)
+MAX_PRECISION = tl.constexpr(bit_planes.MAX_PRECISION)
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
 
 
@@ -179,6 +178,7 @@ def _pieces(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, tuple
 
 def plane_step_(tensors: Sequence[PlaneTensors], rates: Rates) -> None:
     """The step, for tensors on a GPU in float32 or float64, with planes in that dtype or in bfloat16."""
+    check_tensors(tensors)
     device = tensors[0].planes.device
     # Triton launches on the current device, wherever the tensors are.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bsq_lightning.ops.bit_planes import MAX_PRECISION
 from bsq_lightning.quantized_tensor import QuantizedTensor
-
-MAX_PRECISION = 16
 
 
 def check_precision(name: str, value: int, lowest: int = 1) -> int:
     """Returns ``value`` if it is a whole number of bits in range, else says what is allowed.
 
     Raises:
-        ValueError: not an integer in ``lowest..16``.
+        ValueError: not an integer in ``lowest..MAX_PRECISION``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= MAX_PRECISION:
         raise ValueError(f"{name} must be a whole number of bits from {lowest} to {MAX_PRECISION}, not {value!r}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.ops.bit_planes import merge_planes, plane_squares, split_planes, trim_codes
+from bsq_lightning.ops.bit_planes import MAX_PRECISION, merge_planes, plane_squares, split_planes, trim_codes
 from bsq_lightning.ops.plane_step import SMALLEST_SCALE, PlaneTensors, Rates, plane_step_
 from bsq_lightning.ops.uniform import levels, max_step, quantize
 from bsq_lightning.quantizers.base import Adjustment, LatentStep, WeightQuantizer, check_precision
@@ -180,6 +180,23 @@ class BitPlaneQuantizer(WeightQuantizer):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         # Planes come and go with adjustments: the checkpoint, not the live tensor, says how many there are.
         saved = state_dict.get(prefix + "planes")
+        if saved is not None:
+            check_saved_planes(prefix + "planes", saved)
         if saved is not None and saved.dim() == self.planes.dim() and saved.shape[2:] == self.planes.shape[2:]:
             self.planes.data = self.planes.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def check_saved_planes(name: str, saved: Any) -> None:
+    """Refuses planes of a checkpoint that no run has written, before anything is made in their size.
+
+    Raises:
+        ValueError: no dense tensor of real numbers, or planes of more bits than a step is compiled for.
+    """
+    if not isinstance(saved, Tensor) or saved.layout != torch.strided or not saved.is_floating_point():
+        kind = f"{saved.dtype}, {saved.layout}" if isinstance(saved, Tensor) else type(saved).__name__
+        raise ValueError(f"{name} holds {kind}, not a dense tensor of real numbers")
+    if saved.dim() < 2 or saved.shape[0] != 2 or saved.shape[1] > MAX_PRECISION:
+        raise ValueError(
+            f"{name} is {list(saved.shape)}: planes are [2, bits, *shape of the weight], at most {MAX_PRECISION} bits"
+        )

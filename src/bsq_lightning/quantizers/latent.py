@@ -108,6 +108,11 @@ class LatentQuantizer(WeightQuantizer):
     def set_extra_state(self, state: Any) -> None:
         self._precision = check_precision("precision in the checkpoint", state, lowest=0)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        saved = state_dict.get(prefix + "_extra_state", self._precision)
+        check_precision(f"{prefix}precision", saved, lowest=0)  # which names the tensor
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 def _as_tensor(step: float | Tensor, like: Tensor) -> Tensor:
     return step.detach().clone().to(like) if isinstance(step, Tensor) else like.new_tensor(step)

@@ -1,7 +1,6 @@
 """Takes over the float stage of another run, so that a sweep trains it once; the run goes on bit for bit as its own."""
 
 import logging
-import shutil
 
 from omegaconf import DictConfig
 
@@ -9,6 +8,7 @@ from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.cli.building.stage import FLOAT
 from bsq_lightning.cli.config import read_config
 from bsq_lightning.cli.settled import float_part
+from bsq_lightning.files import copy_whole
 from bsq_lightning.identity import differences
 from bsq_lightning.run_folder import RunFolder
 
@@ -36,8 +36,7 @@ def take_float_stage(cfg: DictConfig, folder: RunFolder) -> None:
     load_checkpoint(trained)  # before it is copied: a bad file stays where it is, under its own name
     folder.write_metrics([row for row in source.metrics() if row["stage"] == FLOAT])
     folder.add_result(FLOAT, source.results()[FLOAT])
-    shutil.copy2(trained, folder.end_of(FLOAT))
+    copy_whole(trained, folder.end_of(FLOAT))
     # Last, and by renaming: a start that finds this file goes on from it.
-    shutil.copy2(trained, folder.checkpoints / ".last.tmp")
-    (folder.checkpoints / ".last.tmp").replace(folder.last)
+    copy_whole(trained, folder.last)
     log.info("the float stage is that of %s", source.path)

@@ -6,6 +6,8 @@ from typing import Any
 
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.run.joining import one_run_folder
+from bsq_lightning.cli.trust import check_settled
+from bsq_lightning.files import check_inside
 from bsq_lightning.identity import is_free
 from bsq_lightning.run_folder import RunFolder
 
@@ -27,15 +29,21 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     folder = RunFolder.existing(resumed[-1].removeprefix("resume="))
+    check_inside(folder.path)  # before Hydra opens its log there
     config = read_config(folder.config)
     # They would act before anything is compared: callbacks, environment variables, files of configs.
     foreign = [key for key in ("hydra", "defaults") if key in config]
     if foreign:
         raise ValueError(f"{folder.config} was not written by a run: take {' and '.join(foreign)} out of it")
-    overrides, refused = [], []
+    check_settled(OmegaConf.to_container(config), folder.config)
+    config.pop("trust", None)  # which is the user's to say, not the folder's
+    overrides, refused = ["+trust=[]"], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key == "resume":
+            continue
+        if key == "trust":
+            overrides[0] = f"+trust={value}"
             continue
         if not equals or not (is_free(key) or key == "hydra.verbose"):
             has = OmegaConf.select(config, key.lstrip("+~")) if not key.startswith("-") else None
@@ -68,6 +76,9 @@ def _exchange_logger(value: str, config: Any) -> list[str]:
 def rewrite_command_line() -> None:
     """Applies ``resume=`` and, under torchrun or srun, the common run folder; a mistake ends it with one message."""
     try:
+        for argument in sys.argv[1:]:
+            if argument.startswith("hydra.run.dir="):  # a folder that is there already gets Hydra's files at once
+                check_inside(Path(argument.partition("=")[2].strip("'\"")).expanduser())
         sys.argv[1:] = one_run_folder(resume_arguments(sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -18,6 +18,7 @@ from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
 from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
 from bsq_lightning.cli.sweep.status import print_status
+from bsq_lightning.cli.trust import own_packages
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan
         taken = [f"float_stage='{uses[point.folder.path]}'"] if point.folder.path in uses else []
         commands[point.folder.path] = train_command(point.folder.path, [*point.overrides, *taken], arguments)
     floats = {
-        path: float_command(path, users[0].overrides, arguments)
+        path: float_command(path, users[0].overrides, arguments, own_packages(OmegaConf.to_container(users[0].cfg)))
         for path, users in shared.items()
         if FLOAT not in RunFolder(path).results()
     }

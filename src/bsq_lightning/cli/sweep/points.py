@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsq_lightning.cli.run.stopping import STOPPED
+from bsq_lightning.files import open_to_append
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,14 @@ def train_command(folder: Path, overrides: Sequence[str], arguments: Sequence[st
     return [sys.executable, "-m", "bsq_lightning.train", *arguments, *overrides, *here]
 
 
-def float_command(folder: Path, overrides: Sequence[str], arguments: Sequence[str] = ()) -> list[str]:
-    """The command that trains a float stage to share. One that was begun goes on, for whichever points it was begun."""
+def float_command(
+    folder: Path, overrides: Sequence[str], arguments: Sequence[str] = (), trusted: Sequence[str] = ()
+) -> list[str]:
+    """The command that trains a float stage to share. One that was begun goes on, for whichever points it was begun;
+    its config may name the packages that theirs do."""
     if (folder / "config.yaml").exists():
-        return [sys.executable, "-m", "bsq_lightning.train", f"resume={folder}", "until=float", "logger=none"]
+        trust = [f"trust=[{','.join(trusted)}]"] if trusted else []
+        return [sys.executable, "-m", "bsq_lightning.train", f"resume={folder}", "until=float", "logger=none", *trust]
     return train_command(folder, [*overrides, "until=float", "logger=none"], arguments)
 
 
@@ -120,7 +125,7 @@ def run_points(
 
 def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _Process:
     path.mkdir(parents=True, exist_ok=True)
-    with open(RunFolder(path).output_log, "ab") as output:
+    with open(open_to_append(RunFolder(path).output_log), "ab") as output:
         popen = subprocess.Popen(
             command,
             stdout=output,
