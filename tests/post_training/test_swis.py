@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bsq_lightning.post_training import SWIS, Truncate
+from bsq_lightning.post_training import SWIS, Round, Truncate
 from bsq_lightning.post_training.swis import share_shifts
+from bsq_lightning.quantized_tensor import QuantizedTensor
 
 # Squared error over energy on N(0, 1) weights, B = 8, M = 4: SWIS, SWIS-C, truncation.
 NORMAL = {1: (0.147, 0.147, 0.393), 2: (0.026, 0.033, 0.097), 3: (0.0055, 0.0078, 0.024), 4: (0.0013, 0.0019, 0.0061)}
@@ -128,3 +129,18 @@ def test_groups_run_along_channels_and_stay_in_their_filter() -> None:
     for one in depthwise:
         apart.append(SWIS(2, step="max", per_channel=True)(one.unsqueeze(0)).codes)
     assert torch.equal(together.codes, torch.cat(apart))
+
+
+def test_codes_of_another_method_keep_their_steps() -> None:
+    """SWIS after BSQ: codes of 3 bits that never reach 7, which rounding anew would put on another grid."""
+    codes = torch.randint(-5, 6, (6, 8, 3, 3), dtype=torch.int32)
+    before = QuantizedTensor(codes, torch.tensor(0.1), 3)
+    shared = SWIS(2).share(before)
+    assert torch.equal(shared.step, before.step) and shared.precision == 3
+    assert float((shared.codes - codes).abs().max()) <= 2
+    assert torch.equal(SWIS(3).share(before).codes, codes)
+    assert torch.equal(SWIS(5.5, schedule="greedy").share(before).codes, codes)
+    with pytest.raises(ValueError, match="plain codes"):
+        SWIS(2).share(shared)
+    weight = torch.randn(6, 8, 3, 3)
+    assert torch.equal(SWIS(2).share(Round(8, step="max")(weight)).codes, SWIS(2)(weight).codes)

@@ -24,8 +24,10 @@ def table(tensors: int = 4, bits: tuple[int, ...] = BITS, falling: bool = True) 
 
 
 AROUND = Surroundings(
-    77, 4, {f"layer{i}": 1000 + 317 * i for i in range(4)} | {"float": 50}, {"layer0": 8, "layer1": 32}
-)
+    77, 4,
+    {f"layer{i}": 1000 + 317 * i for i in range(4)} | {"float": 50, "tied": 700},
+    {"layer0": 8, "layer1": 32, "tied": 4}, {"tied": "layer2"},
+)  # fmt: skip
 
 
 def spent(t: CostTable, places: tuple[int, ...], unit: str) -> float:
@@ -39,6 +41,7 @@ def spent(t: CostTable, places: tuple[int, ...], unit: str) -> float:
     reads = [8, 32, 4, 4]
     macs = [1000 + 317 * i for i in range(4)]
     each = [m * r * (n + 1) * (n > 0) for m, r, n in zip(macs, reads, bits, strict=True)]
+    each.append(700 * 4 * (bits[2] + 1) * (bits[2] > 0))
     return (sum(each) + 50 * 32 * 32) / 1e9
 
 

@@ -79,23 +79,38 @@ class SWIS:
     def __call__(self, weight: Tensor, *, inputs: Tensor | None = None) -> QuantizedTensor:
         """Quantizes ``weight``; ``inputs`` are not looked at."""
         as_rows(weight)
-        whole = self.round(weight)
-        codes = whole.codes.movedim(1, -1)  # [K, ..., C]: channels of one place of the kernel follow each other
+        return self.share(self.round(weight))
+
+    def share(self, tensor: QuantizedTensor) -> QuantizedTensor:
+        """The same for codes that another method left, a sign beside them: SWIS after BSQ, which keeps BSQ's steps.
+
+        Where a tensor has fewer bits than ``shifts``, all of them stay.
+
+        Args:
+            tensor: plain codes with their signs extra, ``precision`` whole.
+
+        Raises:
+            ValueError: codes of another kind.
+        """
+        bits = tensor.precision
+        if tensor.extra is not None or tensor.sign != "extra" or not isinstance(bits, int) or tensor.codes.dim() < 2:
+            raise ValueError("bits are shared by plain codes of output channels with their sign beside: no others")
+        check_whole("the precision of codes that share bits", bits, 1, 10)
+        codes = tensor.codes.movedim(1, -1)  # [K, ..., C]: channels of one place of the kernel follow each other
         groups = to_groups(codes.flatten(1), self.group)
-        if self.schedule == "uniform":
-            number = torch.full((len(codes),), int(self.shifts), device=codes.device)
+        if self.schedule == "greedy" and self.shifts < bits:
+            number = self._scheduled(groups, tensor.step, bits)
         else:
-            number = self._scheduled(groups, whole.step)
+            number = torch.full((len(codes),), min(int(self.shifts), bits), device=codes.device)
         shared = torch.empty_like(groups)
         for n in number.unique().tolist():
             filters = number == n
-            shared[filters] = share_shifts(groups[filters], n, self.round.precision, self.consecutive, self.alpha)
+            shared[filters] = share_shifts(groups[filters], n, bits, self.consecutive, self.alpha)
         flat = shared.flatten(1)[:, : codes[0].numel()].reshape(codes.shape)
         shifts = Shifts(self.group, number.to(torch.int32), self.consecutive)
-        return QuantizedTensor(flat.movedim(-1, 1).contiguous(), whole.step, self.round.precision, extra=shifts)
+        return QuantizedTensor(flat.movedim(-1, 1).contiguous(), tensor.step, bits, extra=shifts)
 
-    def _scheduled(self, groups: Tensor, step: Tensor) -> Tensor:
-        bits = self.round.precision
+    def _scheduled(self, groups: Tensor, step: Tensor, bits: int) -> Tensor:
         errors = torch.stack(
             [
                 (groups - share_shifts(groups, n, bits, self.consecutive, self.alpha)).double().square().sum((1, 2))

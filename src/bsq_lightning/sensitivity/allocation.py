@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from bsq_lightning.scheme import FLOAT_BITS, LayerScheme, Scheme
+from bsq_lightning.scheme import FLOAT_BITS, PIXEL_BITS, LayerScheme, Scheme
 from bsq_lightning.sensitivity.base import CostTable
 
 UNITS = ("mean_bits", "kilobytes", "gbops")
@@ -22,12 +22,14 @@ class Surroundings:
         act_precision: bits of activations, 0 for float.
         macs: multiply-accumulates of each layer for one image, float layers included.
         input_bits: bits of what each layer reads.
+        owners: of a layer whose weight is that of another one, that layer: it has the same bits and its own MACs.
     """
 
     float_parameters: int = 0
     act_precision: int = 0
     macs: Mapping[str, int] | None = None
     input_bits: Mapping[str, int] | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,14 @@ def _sizes(table: CostTable, unit: str, around: Surroundings) -> list[list[int]]
         return [[size * (n + 1) if n else 0 for n in table.bits] for size in table.sizes]
     if not around.macs:
         raise ValueError("a budget of gbops needs the MACs of every layer: count_macs(net, image_size)")
-    empty = _scheme(table, [0] * len(table.names), around)
     act = around.act_precision or FLOAT_BITS
-    reads = [layer.bits_of_input or (act if i else 8) for i, layer in enumerate(empty.layers)]
-    return [
-        [layer.macs * read * (n + 1) if n else 0 for n in table.bits]
-        for layer, read in zip(empty.layers, reads, strict=True)
-    ]
+    empty = _scheme(table, [0] * len(table.names), around)
+    each = {layer.name: layer.macs * (layer.bits_of_input or act) for layer in empty.layers}
+    first = empty.layers[0]
+    each[first.name] = first.macs * (first.bits_of_input or PIXEL_BITS)
+    for owner, macs, read in empty.tied:
+        each[owner] += macs * (read or act)
+    return [[each[name] * (n + 1) if n else 0 for n in table.bits] for name in table.names]
 
 
 def _limit(table: CostTable, budget: float, unit: str, around: Surroundings) -> int:
@@ -158,8 +161,7 @@ def _limit(table: CostTable, budget: float, unit: str, around: Surroundings) -> 
         return math.floor(budget * sum(table.sizes) * slack)
     if unit == "kilobytes":
         return math.floor(budget * 8000 * slack) - FLOAT_BITS * (around.float_parameters + len(table.names))
-    rest = sum(macs for name, macs in (around.macs or {}).items() if name not in table.names)
-    return math.floor(budget * 1e9 * slack) - rest * FLOAT_BITS**2
+    return math.floor(budget * 1e9 * slack) - _scheme(table, [0] * len(table.names), around).float_macs * FLOAT_BITS**2
 
 
 def _scheme(table: CostTable, chosen: Sequence[int], around: Surroundings) -> Scheme:
@@ -168,8 +170,9 @@ def _scheme(table: CostTable, chosen: Sequence[int], around: Surroundings) -> Sc
         LayerScheme(name, size, table.bits[j], float(table.steps[i, j]), macs.get(name, 0), reads.get(name, 0))
         for i, (name, size, j) in enumerate(zip(table.names, table.sizes, chosen, strict=True))
     )
-    rest = sum(count for name, count in macs.items() if name not in table.names)
-    return Scheme(layers, around.float_parameters, around.act_precision, rest)
+    rest = sum(count for name, count in macs.items() if name not in table.names and name not in around.owners)
+    tied = tuple((owner, macs[name], reads.get(name, 0)) for name, owner in around.owners.items() if name in macs)
+    return Scheme(layers, around.float_parameters, around.act_precision, rest, tied)
 
 
 def _spent(scheme: Scheme, unit: str) -> float:
