@@ -93,7 +93,7 @@ def exact_step(rows: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return torch.cat([steps for steps, _ in found]), torch.cat([codes for _, codes in found])
 
 
-def grid_step(rows: Tensor, top: int, eta: float, most: int = 4096) -> tuple[Tensor, Tensor]:
+def grid_step(rows: Tensor, top: int, eta: float, most: int = 1024) -> tuple[Tensor, Tensor]:
     """The best a of the multipoint paper's grid, for each row: steps float64 ``[K]`` and codes int32 ``[K, d]``.
 
     In the paper's units (a times ``top``) the candidates are ``g, 2g, ...`` up to ``2 top max|w|``, where everything

@@ -123,7 +123,7 @@ def _solve(costs: np.ndarray, weights: Sequence[Sequence[int]], limit: int, allo
             integrality=np.ones(costs.size),
             bounds=Bounds(0, 1),
             constraints=[choose, never, LinearConstraint(whole.ravel(), -np.inf, room)],
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": 0.0, "presolve": False},  # with it, HiGHS prints to the screen now and then
         )
         if found.x is None:
             raise RuntimeError(f"the solver found no scheme: {found.message}")
