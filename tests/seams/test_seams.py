@@ -60,11 +60,11 @@ def test_a_method_from_outside_has_everything(name: str, tmp_path: Path) -> None
 
     killed = tmp_path / "killed"
     assert kill_when(killed, *kill, *COMMON, *asked, f"hydra.run.dir={killed}")
-    train(f"resume={killed}")
+    train(f"resume={killed}", f"trust=[{name}]")
     same_state(weights, load_checkpoint(RunFolder(killed).last)["state_dict"])
     assert rows(whole.path) == rows(killed)
 
-    code, output = run("evaluate", f"run={whole.path}")
+    code, output = run("evaluate", f"run={whole.path}", f"trust=[{name}]")
     assert code == 0 and f"test accuracy {summary['accuracy']['final']['test/acc']!r}" in output, output
 
     sweep = tmp_path / "sweep"

@@ -13,7 +13,8 @@ from typing import Any
 
 #: Rooms of this package that hold parts; no command and no writer of files is in them.
 ROOMS = (
-    "models", "quantizers", "regularizers", "callbacks", "data", "loggers", "post_training", "exporters", "reference_2021",
+    "models", "quantizers", "regularizers", "callbacks", "data", "loggers", "post_training", "exporters",
+    "reference_2021",
 )  # fmt: skip
 #: Exact names that are always allowed.
 NAMES = ("lightning.Trainer", "lightning.pytorch.Trainer", "timm.create_model", "datetime.timedelta")

@@ -1,0 +1,19 @@
+"""What bits are worth where: cost tables of a trained network, and the best scheme under a budget."""
+
+from bsq_lightning.sensitivity.allocation import Allocation, Surroundings, allocate
+from bsq_lightning.sensitivity.base import CostTable, Sensitivity, squared_errors
+from bsq_lightning.sensitivity.fisher import Fisher
+from bsq_lightning.sensitivity.hutchinson import Hutchinson
+from bsq_lightning.sensitivity.measured import Measured
+
+__all__ = [
+    "Allocation",
+    "CostTable",
+    "Fisher",
+    "Hutchinson",
+    "Measured",
+    "Sensitivity",
+    "Surroundings",
+    "allocate",
+    "squared_errors",
+]
