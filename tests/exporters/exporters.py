@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.exporters import export_onnx, export_packed, export_torch, load, read_card
+from bsq_lightning.exporters import export_onnx, export_packed, export_torch, load, read_packed
 from bsq_lightning.exporters.kinds import read_model
 from bsq_lightning.exporters.onnx_graph import run_graph
 
@@ -55,7 +55,7 @@ def _run_onnx(path: Path, net: nn.Module, x: Tensor) -> Tensor:
 
 
 FORMATS = {
-    "packed": Format(export_packed, _run_packed, read_card, 0.0),
+    "packed": Format(export_packed, _run_packed, lambda path: read_packed(path).card, 0.0),
     "onnx": Format(export_onnx, _run_onnx, _onnx_card, 1e-5),
     "onnx_folded": Format(partial(export_onnx, fold=True), _run_onnx, _onnx_card, 1e-5),
     "torch_export": Format(export_torch, lambda path, net, x: torch.export.load(path).module()(x), _program_card, 1e-6),

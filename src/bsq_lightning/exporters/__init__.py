@@ -5,7 +5,8 @@ from bsq_lightning.exporters.folding import fold_batch_norm
 from bsq_lightning.exporters.integer import IntegerRun, run_in_integers
 from bsq_lightning.exporters.ledger import LedgerRow, size_ledger
 from bsq_lightning.exporters.onnx_qdq import export_onnx
-from bsq_lightning.exporters.packed import export_packed, load, read_card, read_packed
+from bsq_lightning.exporters.packed import export_packed, load
+from bsq_lightning.exporters.packed_file import Packed, read_packed
 from bsq_lightning.exporters.pair import Exported, hook_activations_, simulated
 from bsq_lightning.exporters.torch_export import export_torch
 
@@ -14,6 +15,7 @@ __all__ = [
     "Exported",
     "IntegerRun",
     "LedgerRow",
+    "Packed",
     "Verification",
     "certify",
     "export_onnx",
@@ -22,7 +24,6 @@ __all__ = [
     "fold_batch_norm",
     "hook_activations_",
     "load",
-    "read_card",
     "read_certificate",
     "read_packed",
     "run_in_integers",

@@ -1,5 +1,6 @@
 """A certificate beside an export, and ``verify``, which repeats it: checksum, size, logits on stored inputs."""
 
+import copy
 import hashlib
 import io
 import json
@@ -18,7 +19,8 @@ from bsq_lightning.exporters.agreement import top1_agreement
 from bsq_lightning.exporters.kinds import check_whole, kind_of, read_model
 from bsq_lightning.exporters.ledger import LedgerRow
 from bsq_lightning.exporters.onnx_graph import run_graph
-from bsq_lightning.exporters.packed import contents, load, read_packed
+from bsq_lightning.exporters.packed import load
+from bsq_lightning.exporters.packed_file import checksum, read_packed
 from bsq_lightning.exporters.pair import simulated, write_export
 from bsq_lightning.quantized_tensor import QuantizedState
 
@@ -108,7 +110,7 @@ def certify(
     }
     arrays = {"inputs": inputs.detach().cpu().contiguous(), "logits": logits.detach().cpu().contiguous()}
     text = json.dumps(facts)
-    metadata = {"format": FORMAT, "facts": text, "sha256": _checksum(text, arrays)}
+    metadata = {"format": FORMAT, "facts": text, "sha256": checksum(text, arrays)}
     return write_export(certificate_path(path), save(arrays, metadata), overwrite)
 
 
@@ -126,7 +128,7 @@ def read_certificate(path: str | Path) -> tuple[dict[str, Any], Tensor, Tensor]:
         with safe_open(place, framework="pt") as file:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != FORMAT or _checksum(metadata["facts"], arrays) != metadata["sha256"]:
+        if metadata.get("format") != FORMAT or checksum(metadata["facts"], arrays) != metadata["sha256"]:
             raise ValueError("its content is not what its checksum says")
         facts = json.loads(metadata["facts"])
         return dict(facts), arrays["inputs"], arrays["logits"]
@@ -189,8 +191,8 @@ def _check_bytes(path: Path, facts: Mapping[str, Any]) -> Check:
 def _check_size(path: Path, kind: str) -> Check:
     if kind != "packed":
         return Check("size", True, f"{path.stat().st_size} bytes; the format does not claim a size of the scheme")
-    state, _ = read_packed(path)
-    parts = contents(path)
+    packed = read_packed(path)
+    state, parts = packed.state, packed.parts
     claimed = state.scheme().bits("model") / 8 if state.tensors else parts["float_parameters"]
     holds = parts["codes"] + parts["steps"] + parts["float_parameters"]
     text = (
@@ -221,28 +223,14 @@ def _run(path: Path, kind: str, inputs: Tensor, net: nn.Module | None, trusted: 
     with torch.no_grad():
         if kind == "packed":
             assert net is not None
-            return load(path, _fresh(net))(inputs)
+            return load(path, copy.deepcopy(net).cpu())(inputs)
         if kind == "onnx":
             return run_graph(read_model(path), inputs)[0]
         assert trusted
         return torch.export.load(io.BytesIO(path.read_bytes())).module()(inputs)
 
 
-def _fresh(net: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(net).cpu()
-
-
 def _difference(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape or not bool(torch.isfinite(one).all()):
         return float("inf")
     return float((one - other).abs().max()) / max(float(other.abs().max()), 1e-30)
-
-
-def _checksum(text: str, arrays: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for key in sorted(arrays):
-        digest.update(f"{key} {arrays[key].dtype} {list(arrays[key].shape)}".encode())
-        digest.update(arrays[key].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from bsq_lightning.exporters.onnx_graph import check_graph
-from bsq_lightning.exporters.packed import FORMAT, read_packed
+from bsq_lightning.exporters.packed_file import FORMAT, read_packed
 
 KINDS = ("packed", "onnx", "torch_export")
 # Weights as plain bytes, the graph as JSON, and the notes of torch's archive; no pickled tensor, no compiled code.
@@ -92,8 +92,8 @@ def _check_packed(path: Path) -> str:
         raise ValueError(f"{path} is cut or altered: {error}") from error
     if found != FORMAT:
         raise ValueError(f"{path} is foreign: a safetensors file of format {found!r}, not {FORMAT!r}")
-    state, rest = read_packed(path)
-    return f"{len(state.tensors)} quantized and {len(rest)} float tensors, its own checksum agrees"
+    packed = read_packed(path)
+    return f"{len(packed.state.tensors)} quantized and {len(packed.rest)} float tensors, its own checksum agrees"
 
 
 def _check_onnx(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bsq_lightning.exporters.kinds import kind_of, program_files, read_model
-from bsq_lightning.exporters.packed import contents
+from bsq_lightning.exporters.packed_file import read_packed
 from bsq_lightning.exporters.pair import plain_copy
 from bsq_lightning.quantized_tensor import QuantizedState
 
@@ -88,7 +88,7 @@ def entropy_bits(codes: Tensor) -> float:
 
 
 def _packed(path: str | Path) -> str:
-    return ", ".join(f"{part.replace('_', ' ')} {size}" for part, size in contents(path).items())
+    return ", ".join(f"{part.replace('_', ' ')} {size}" for part, size in read_packed(path).parts.items())
 
 
 def _compressed(name: str, path: str | Path, state: QuantizedState) -> LedgerRow:
