@@ -21,7 +21,7 @@ def small() -> Pair:
 
 
 @EVERY
-@pytest.mark.parametrize("make", [tiny, deep])
+@pytest.mark.parametrize("make", [tiny, pytest.param(deep, marks=pytest.mark.slow)])
 def test_the_file_computes_the_network(name: str, make: type, tmp_path: Path) -> None:
     net, state, x = make()
     before = copy.deepcopy(net.state_dict())

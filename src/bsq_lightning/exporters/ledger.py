@@ -23,12 +23,20 @@ class LedgerRow:
     Args:
         form: its name.
         size: bytes.
-        reason: what the bytes are.
+        parts: of a file, what its bytes are; together they are ``size``.
+        note: why it is so large.
     """
 
     form: str
     size: int
-    reason: str
+    parts: dict[str, int]
+    note: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Parts and note in one line."""
+        parts = ", ".join(f"{name} {size}" for name, size in self.parts.items())
+        return "; ".join(each for each in (parts, self.note) if each)
 
 
 def size_ledger(net: nn.Module, state: QuantizedState, files: Mapping[str, str | Path]) -> tuple[LedgerRow, ...]:
@@ -55,21 +63,19 @@ def size_ledger(net: nn.Module, state: QuantizedState, files: Mapping[str, str |
     buffers = sum(_bytes(value) for value in plain.buffers())
     size = len(buffer.getvalue())
     rows = [
-        LedgerRow(f"claim: {counting}", math.ceil(scheme.bits(counting) / 8), reason)
-        for counting, reason in (
+        LedgerRow(f"claim: {counting}", math.ceil(scheme.bits(counting) / 8), {}, note)
+        for counting, note in (
             ("paper", f"{scheme.mean_precision:.2f} bits of magnitude on average for {scheme.size} weights"),
             ("signed", "a sign bit for each weight of a layer that is not empty"),
             ("model", f"steps, and {state.float_parameters} parameters in 32-bit float"),
         )
     ]
-    names = size - weights - buffers
-    rows.append(
-        LedgerRow("float checkpoint", size, f"parameters {weights}, running statistics {buffers}, rest {names}")
-    )
+    parts = {"parameters": weights, "running statistics": buffers, "names and archive": size - weights - buffers}
+    rows.append(LedgerRow("float checkpoint", size, parts))
     for name, path in files.items():
         kind = kind_of(path)
         describe = {"packed": _packed, "onnx": _onnx, "torch_export": _program}[kind]
-        rows.append(LedgerRow(name, Path(path).stat().st_size, describe(path)))
+        rows.append(describe(name, Path(path)))
         if kind == "packed" and find_spec("zstandard"):
             rows.append(_compressed(name, path, state))
     return tuple(rows)
@@ -87,8 +93,9 @@ def entropy_bits(codes: Tensor) -> float:
     return float(-(counts.double() * share.log2()).sum()) + 0.0
 
 
-def _packed(path: str | Path) -> str:
-    return ", ".join(f"{part.replace('_', ' ')} {size}" for part, size in read_packed(path).parts.items())
+def _packed(name: str, path: Path) -> LedgerRow:
+    parts = {part.replace("_", " "): size for part, size in read_packed(path).parts.items()}
+    return LedgerRow(name, path.stat().st_size, parts, "running statistics and header are no part of the claim")
 
 
 def _compressed(name: str, path: str | Path, state: QuantizedState) -> LedgerRow:
@@ -96,28 +103,29 @@ def _compressed(name: str, path: str | Path, state: QuantizedState) -> LedgerRow
 
     size = len(zstandard.ZstdCompressor(level=19).compress(Path(path).read_bytes()))
     ideal = math.ceil(sum(entropy_bits(tensor.codes) for tensor in state.tensors.values()) / 8)
-    return LedgerRow(f"{name} + zstd", size, f"level 19; an ideal coder with one table a layer: codes {ideal}")
+    note = f"level 19; an ideal coder with one table a layer would take {ideal} for the codes"
+    return LedgerRow(f"{name} + zstd", size, {}, note)
 
 
-def _onnx(path: str | Path) -> str:
+def _onnx(name: str, path: Path) -> LedgerRow:
     import onnx
 
-    model = read_model(path)
     sizes: dict[str, int] = {}
-    for initializer in model.graph.initializer:
-        word = onnx.TensorProto.DataType.Name(initializer.data_type).lower()
+    for initializer in read_model(path).graph.initializer:
+        word = f"{onnx.TensorProto.DataType.Name(initializer.data_type).lower()} initializers"
         sizes[word] = sizes.get(word, 0) + initializer.ByteSize()
-    rest = Path(path).stat().st_size - sum(sizes.values())
-    parts = ", ".join(f"{word} initializers {size}" for word, size in sorted(sizes.items()))
-    return f"{parts}, graph {rest}; whole types only, so 2 bits and a sign take 4"
+    size = path.stat().st_size
+    parts = dict(sorted(sizes.items())) | {"graph": size - sum(sizes.values())}
+    return LedgerRow(name, size, parts, "integers of 2, 4, 8 and 16 bits only, signs included")
 
 
-def _program(path: str | Path) -> str:
+def _program(name: str, path: Path) -> LedgerRow:
     sizes = program_files(path)
-    weights = sum(size for name, size in sizes.items() if name.startswith("data/weights/weight_"))
+    size = path.stat().st_size
+    weights = sum(part for file, part in sizes.items() if file.startswith("data/weights/weight_"))
     graph = sizes.get("models/model.json", 0)
-    rest = Path(path).stat().st_size - weights - graph
-    return f"weights in 32-bit float {weights}, graph in JSON {graph}, rest {rest}"
+    parts = {"weights": weights, "graph": graph, "names and archive": size - weights - graph}
+    return LedgerRow(name, size, parts, "weights as 32-bit floats, the graph as JSON")
 
 
 def _bytes(value: Tensor) -> int:
