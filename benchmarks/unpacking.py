@@ -1,4 +1,4 @@
-"""Unpacking codes of every width, against a copy of what comes out, which is the least that must be written."""
+"""Unpacking codes of every width, against a copy of what comes out into new memory, which is the least to write."""
 
 import torch
 

@@ -190,7 +190,7 @@ def _check_bytes(path: Path, facts: Mapping[str, Any]) -> Check:
 
 def _check_size(path: Path, kind: str) -> Check:
     if kind != "packed":
-        return Check("size", True, f"{path.stat().st_size} bytes; the format does not claim a size of the scheme")
+        return Check("size", None, f"{path.stat().st_size} bytes; only a packed file claims the size of its scheme")
     packed = read_packed(path)
     state, parts = packed.state, packed.parts
     claimed = state.scheme().bits("model") / 8 if state.tensors else parts["float_parameters"]

@@ -100,7 +100,7 @@ def run_in_integers(net: nn.Module, state: QuantizedState, inputs: Tensor, fract
     folded, folded_state = fold_batch_norm(net, state)
     interpreter = _Integers(folded, folded_state, fraction_bits)
     result = interpreter.run(inputs)
-    logits = result.codes * result.scale if isinstance(result, _Value) else result
+    logits = result.codes * result.step if isinstance(result, _Value) else result
     agreement = compare(folded, folded_state, inputs, interpreter.codes, logits.float())
     top1 = top1_agreement(logits, simulated(net, state)(inputs))
     return IntegerRun(
@@ -110,10 +110,10 @@ def run_in_integers(net: nn.Module, state: QuantizedState, inputs: Tensor, fract
 
 @dataclass(frozen=True)
 class _Value:
-    """``codes * scale``; codes are integers in float64, ``largest`` bounds them, None if only what is seen does."""
+    """``codes * step``; codes are integers in float64, ``largest`` bounds them, None if only what is seen does."""
 
     codes: Tensor
-    scale: float
+    step: float
     largest: int | None = None
 
 
@@ -141,9 +141,9 @@ class _Integers(fx.Interpreter):
         if isinstance(module, LAYERS):
             result = self._layer(name, module, x)
         elif isinstance(module, nn.ReLU):
-            result = _Value(x.codes.clamp_min(0), x.scale, x.largest)
+            result = _Value(x.codes.clamp_min(0), x.step, x.largest)
         elif isinstance(module, SAME):
-            result = _Value(module(x.codes), x.scale, x.largest)
+            result = _Value(module(x.codes), x.step, x.largest)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             result = _mean(x, (2, 3), keepdim=True)
         elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
@@ -157,12 +157,12 @@ class _Integers(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         x = args[0]
         if target in MOVES:
-            return _Value(target(x.codes, *args[1:], **kwargs), x.scale, x.largest)
+            return _Value(target(x.codes, *args[1:], **kwargs), x.step, x.largest)
         if target in (operator.add, operator.iadd, torch.add) and all(isinstance(each, _Value) for each in args):
             one, other = (self._on_grid(each, "a sum") for each in args)
             return self._checked(_Value(one.codes + other.codes, self.grid), "a sum")
         if target in (F.relu, torch.relu):
-            return _Value(x.codes.clamp_min(0), x.scale, x.largest)
+            return _Value(x.codes.clamp_min(0), x.step, x.largest)
         if target is torch.mean:
             return _mean(x, *args[1:], **kwargs)
         if target is F.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
@@ -176,13 +176,13 @@ class _Integers(fx.Interpreter):
         if not isinstance(x, _Value):
             return super().call_method(target, args, kwargs)
         if target in MOVING:
-            return _Value(getattr(x.codes, target)(*args[1:], **kwargs), x.scale, x.largest)
+            return _Value(getattr(x.codes, target)(*args[1:], **kwargs), x.step, x.largest)
         if target == "size":
             return x.codes.size(*args[1:])
         if target == "mean":
             return _mean(x, *args[1:], **kwargs)
         if target in ("relu", "relu_"):
-            return _Value(x.codes.clamp_min(0), x.scale, x.largest)
+            return _Value(x.codes.clamp_min(0), x.step, x.largest)
         raise ValueError(f"{target} has no integer form here")
 
     def _layer(self, name: str, module: Any, x: _Value) -> _Value:
@@ -201,7 +201,7 @@ class _Integers(fx.Interpreter):
         reads = "codes" if x.largest is not None else "grid"
         self.accumulators.append(Accumulator(name, _bits(worst), _bits(int(sums.abs().max())), reads))
         channel = -1 if isinstance(module, nn.Linear) else 1
-        ratio = form.step.double().flatten().expand(len(weight)) * (x.scale / self.grid)
+        ratio = form.step.double().flatten().expand(len(weight)) * (x.step / self.grid)
         values = rescale(sums.movedim(channel, -1), ratio)
         if module.bias is not None:
             values = values + (module.bias.double() / self.grid).round()
@@ -209,7 +209,7 @@ class _Integers(fx.Interpreter):
 
     def _in_floats(self, name: str, module: nn.Module, x: _Value) -> _Value:
         self.floats.append(name)
-        result = module.double()(x.codes * x.scale)
+        result = module.double()(x.codes * x.step)
         module.float()
         return self._checked(_Value((result / self.grid).round(), self.grid), name)
 
@@ -220,13 +220,13 @@ class _Integers(fx.Interpreter):
         levels = 2**site.bits - 1
         step = float(torch.tensor(site.range) / levels)
         top = levels if site.clip is None else min(levels, round(site.clip / step))
-        codes = rescale(x.codes, torch.tensor(x.scale / step, dtype=torch.float64)).clamp(-top, top)
+        codes = rescale(x.codes, torch.tensor(x.step / step, dtype=torch.float64)).clamp(-top, top)
         self.codes.setdefault(name, []).append(codes)
         return _Value(codes, step, top)
 
     def _on_grid(self, x: _Value, name: str) -> _Value:
-        ratio = torch.tensor(x.scale / self.grid, dtype=torch.float64)
-        return x if x.scale == self.grid else self._checked(_Value(rescale(x.codes, ratio), self.grid), name)
+        ratio = torch.tensor(x.step / self.grid, dtype=torch.float64)
+        return x if x.step == self.grid else self._checked(_Value(rescale(x.codes, ratio), self.grid), name)
 
     def _checked(self, x: _Value, name: str) -> _Value:
         if (largest := float(x.codes.abs().max())) >= 2**31:
@@ -263,11 +263,11 @@ def rescale(codes: Tensor, ratio: Tensor) -> Tensor:
 
 
 def _mean(x: _Value, dim: Any = None, keepdim: bool = False) -> _Value:
-    """The sum, and a scale that many times smaller: nothing is rounded."""
+    """The sum, and a step that many times smaller: nothing is rounded."""
     dims = list(range(x.codes.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
     count = math.prod(x.codes.shape[each] for each in dims)
     largest = None if x.largest is None else x.largest * count
-    return _Value(x.codes.sum(dims, keepdim=keepdim), x.scale / count, largest)
+    return _Value(x.codes.sum(dims, keepdim=keepdim), x.step / count, largest)
 
 
 def _bits(largest: int) -> int:
