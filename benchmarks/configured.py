@@ -30,4 +30,4 @@ def bits_stage(cfg: DictConfig) -> tuple[QuantModule, ImageDataModule]:
 
 def callbacks(cfg: DictConfig, folder: Path, first: L.Callback) -> list[L.Callback]:
     """``first`` before those of the config."""
-    return [first, *build_callbacks(cfg, folder)]
+    return [first, *build_callbacks(cfg, folder, "bits")]

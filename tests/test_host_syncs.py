@@ -86,7 +86,7 @@ def test_no_step_between_two_logging_steps_waits(stage: str, more: list[str], tm
     data = build_datamodule(cfg)
     module = build_module(cfg, build_network(cfg, build_net(cfg, 10), stage), stage, 10)
     watch = Watch()
-    trainer = build_trainer(cfg, max_epochs=1, callbacks=[*build_callbacks(cfg, tmp_path), watch], logger=False)
+    trainer = build_trainer(cfg, max_epochs=1, callbacks=[*build_callbacks(cfg, tmp_path, stage), watch], logger=False)
     trainer.fit(module, data)
     assert watch.done
     assert not watch.places, "\n".join(sorted(set(watch.places)))

@@ -4,11 +4,14 @@ Everything here is reached as ``bsq_lightning.quantize`` and so on; ``examples/p
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bsq_lightning.exporters import Exported, export_packed
+from bsq_lightning.exporters import load as load_packed
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import Adjustment, BitPlaneQuantizer, WeightQuantizer, relu6_or_pact
@@ -106,3 +109,24 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor]) -> None:
 def read_scheme(network: QuantizedNetwork) -> Scheme:
     """Bits, steps and sizes of every layer now."""
     return network.scheme()
+
+
+def save(network: QuantizedNetwork, path: str | Path, *, overwrite: bool = False) -> Exported:
+    """Writes one packed file: codes at each layer's own width, and everything else that the network needs.
+
+    Raises:
+        FileExistsError: there is such a file, and ``overwrite`` is not set.
+        ValueError: a code that its bits do not hold, as planes have between two adjustments: adjust first.
+    """
+    network.hold_weights_()
+    return export_packed(path, network.net, network.state(), overwrite=overwrite)
+
+
+def load(path: str | Path, net: nn.Module) -> nn.Module:
+    """Fills a plain network of the same architecture from a packed file: the same logits, exactly.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is cut, altered or of another network; nothing in it is executed.
+    """
+    return load_packed(path, net)

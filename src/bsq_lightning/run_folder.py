@@ -168,6 +168,11 @@ class RunFolder:
         csv.DictWriter(line, COLUMNS, restval="", lineterminator="").writerow(row)
         append_line(self.metrics_file, line.getvalue())
 
+    def write_scheme(self, text: str) -> Path:
+        """Writes ``scheme.json``; returns its path."""
+        write_whole(self.scheme_file, text)
+        return self.scheme_file
+
     def cut_metrics(self, stage: str, epoch: int) -> None:
         """Drops the rows of ``metrics.csv`` from this epoch of this stage on, which are trained again."""
         cut_lines(self.metrics_file, _before(stage, epoch, lambda line: line.split(",")[:2]))

@@ -121,7 +121,7 @@ def test_status_counts_what_is_there_and_what_is_not(swept: tuple[Path, int, str
     )
     with RunFolder(tmp_path / "d").running():
         code, output = run("sweep", "status", str(tmp_path))
-    assert code == 0
+    assert code == 1  # a point has failed
     assert "1 running, 1 failed, 1 unfinished, 1 missing" in output and "oh no" in output and "bits, epoch 1" in output
     for wrong in (tmp_path / "absent", tmp_path / "a"):
         wrong.mkdir(exist_ok=wrong.name == "a") if wrong.name == "a" else None

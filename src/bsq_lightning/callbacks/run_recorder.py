@@ -5,7 +5,6 @@ from pathlib import Path
 
 import lightning as L
 
-from bsq_lightning.files import write_whole
 from bsq_lightning.module import QuantModule
 from bsq_lightning.run_folder import COLUMNS, RunFolder
 
@@ -52,4 +51,4 @@ class RunRecorder(L.Callback):
             "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         if scheme.layers:
-            write_whole(self.folder.scheme_file, scheme.to_json())
+            self.folder.write_scheme(scheme.to_json())

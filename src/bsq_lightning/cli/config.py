@@ -111,6 +111,7 @@ def heavy_imports() -> Iterator[None]:
     it costs a quarter of the time to the first step. No later collection looks at these objects either. Later jobs of
     one process import nothing, and what the one before has left behind is not to be kept."""
     if "lightning" in sys.modules:
+        quiet_lightning()
         yield
         return
     gc.disable()

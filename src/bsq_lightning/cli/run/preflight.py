@@ -15,7 +15,7 @@ from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.run.stage_memory import stage_memory
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.distributed import alone, world_size
-from bsq_lightning.module import QuantModule
+from bsq_lightning.module import QuantModule, evaluating
 from bsq_lightning.run_folder import RunFolder
 
 SMALL_IMAGE, TRIAL_IMAGES = 64, 8  # a whole batch of larger images would take minutes on a CPU
@@ -110,15 +110,17 @@ def _try_step(module: QuantModule, datamodule: ImageDataModule) -> Trial:
     batch = min(datamodule.batch_size, datamodule.train_size)
     few = batch if datamodule.image_size <= SMALL_IMAGE else min(batch, TRIAL_IMAGES)
     images, labels = datamodule.trial_batch(few)
+    with evaluating(module):
+        outputs = module(images[:2]).shape[-1]
+    if outputs != datamodule.num_classes:
+        raise ValueError(
+            f"the model has {outputs} outputs, but the data has {datamodule.num_classes} classes: they must agree "
+            "(the model's num_classes follows the data unless it or a torchvision weights name is given)"
+        )
     started = computed = 0.0
     for _ in range(2):
         started = time.monotonic()
-        loss, logits = module.loss((images, labels))
-        if logits.shape[-1] != datamodule.num_classes:
-            raise ValueError(
-                f"the model has {logits.shape[-1]} outputs, but the data has {datamodule.num_classes} classes: they "
-                "must agree (the model's num_classes follows the data unless it or a torchvision weights name is given)"
-            )
+        loss, _ = module.loss((images, labels))
         optimizer.zero_grad()
         loss.backward()
         computed = time.monotonic()

@@ -39,24 +39,25 @@ class Target:
 
     @property
     def unit(self) -> str:
-        return {"kilobytes": "kB", "mean_bits": "bits", "gbops": "GBOPs"}[self._name]
+        return {"kilobytes": "kB", "mean_bits": "bits", "gbops": "GBOPs"}[self.name]
 
     @property
     def value(self) -> float:
-        return getattr(self, self._name)
+        return getattr(self, self.name)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """Which of the three it is."""
         return next(name for name, value in asdict(self).items() if value is not None)
 
     def size(self, scheme: Scheme) -> float:
         """The size of a scheme in the target's unit."""
         size = {"kilobytes": scheme.bits("model") / 8000, "mean_bits": scheme.mean_precision, "gbops": scheme.gbops}
-        return float(size[self._name] or 0.0)
+        return float(size[self.name] or 0.0)
 
     def after_adjustments(self, folder: RunFolder) -> list[float]:
         """Sizes after each adjustment so far, from the run folder."""
-        key = {"kilobytes": "kilobytes_after", "mean_bits": "mean_precision_after", "gbops": "gbops_after"}[self._name]
+        key = {"kilobytes": "kilobytes_after", "mean_bits": "mean_precision_after", "gbops": "gbops_after"}[self.name]
         return [row[key] for row in folder.adjustments()]
 
 

@@ -1,0 +1,45 @@
+"""``python -m bsq_lightning.export run=FOLDER export=packed``: a file that ships, with its certificate."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bsq_lightning.cli.config import heavy_imports, instantiate, plain_errors, run_command
+
+
+@plain_errors
+def export(cfg: DictConfig) -> None:
+    """Writes a run's newest network in a format, holds the file against the network, and says what it is."""
+    with heavy_imports():
+        from bsq_lightning.cli.export_table import print_export
+        from bsq_lightning.cli.run.opening import open_run
+        from bsq_lightning.exporters import certify, size_ledger
+
+    opened = open_run(cfg.run, cfg.trust, cfg.data.root, accelerator="cpu")
+    network = opened.module.network.eval()
+    if not network.names():
+        raise ValueError(
+            f"{opened.folder.path} has only a float network so far (stage {opened.stage}): nothing is quantized in it"
+        )
+    if not opened.folder.is_finished:
+        print(f"the run is not finished: this is its network of stage {opened.stage}, epoch {opened.epoch}")
+    network.count_macs_(opened.datamodule.image_size)
+    state = network.state()
+    images = next(iter(opened.datamodule.test_dataloader()))[0][: max(2, cfg.images)]
+    path = Path(cfg.out or opened.folder.path / "export" / cfg.export.file).expanduser().resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exported = instantiate(cfg.export.write)(path, network.net, state, images, overwrite=cfg.overwrite)
+    ledger = size_ledger(network.net, state, {path.name: path})
+    certificate = certify(
+        path, network.net, state, images, report=exported.report, ledger=ledger, overwrite=cfg.overwrite
+    )
+    print_export(exported, ledger, certificate)
+
+
+def main() -> None:
+    """Console entry point."""
+    run_command(export, "export")
+
+
+if __name__ == "__main__":
+    main()
