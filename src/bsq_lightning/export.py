@@ -27,6 +27,8 @@ def export(cfg: DictConfig) -> None:
     state = network.state()
     images = next(iter(opened.datamodule.test_dataloader()))[0][: max(2, cfg.images)]
     path = Path(cfg.out or opened.folder.path / "export" / cfg.export.file).expanduser().resolve()
+    if path.exists() and not cfg.overwrite:
+        raise ValueError(f"{path} is there already: overwrite=true replaces it, out=FILE writes another")
     path.parent.mkdir(parents=True, exist_ok=True)
     exported = instantiate(cfg.export.write)(path, network.net, state, images, overwrite=cfg.overwrite)
     ledger = size_ledger(network.net, state, {path.name: path})

@@ -33,7 +33,7 @@ def test_a_run_ships_and_loads_in_a_process_that_knows_no_lightning(trained: Pat
     assert code == 0 and "codes" in output, output
     file = trained / "export" / "network.safetensors"
     summary = json.loads((trained / "summary.json").read_text())
-    assert f"claim: model{' ' * 14}" and f"{-(-summary['sizes']['model']['bits'] // 8):,}" in output
+    assert f"{-(-summary['sizes']['model']['bits'] // 8):,}" in output
     done = subprocess.run([sys.executable, "-c", LOAD, str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code, output = run("verify", str(file), "--run", str(trained))
@@ -62,7 +62,7 @@ def test_a_budget_is_allocated_and_its_scheme_is_trained(trained: Path, tmp_path
         f"model.weights={trained / 'checkpoints' / 'float.ckpt'}",
     ]  # fmt: skip
     code, output = run("allocate", *common, "target.mean_bits=2.5", f"hydra.run.dir={tmp_path / 'allocated'}")
-    assert code == 0 and "predicted rise of the loss" in output, output
+    assert code == 0 and "predicted rise of the loss: " in output, output
     scheme = Scheme.load(tmp_path / "allocated" / "scheme.json")
     assert 2.2 < scheme.mean_precision <= 2.5
     code, output = run(
