@@ -14,6 +14,7 @@ from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 LARGEST_CHANGE = 1e-6
+FEW_IMAGES = 128
 
 
 class PrecisionAdjustment(L.Callback):
@@ -43,6 +44,8 @@ class PrecisionAdjustment(L.Callback):
         assert isinstance(pl_module, QuantModule)
         if self.folder and trainer.is_global_zero and self.every_n_epochs is not None:
             self.folder.cut_adjustments(pl_module.stage, trainer.current_epoch)
+        if self.every_n_epochs is not None and trainer.global_step == 0:  # a resumed run has what was decided
+            pl_module.begin_interval(lambda: _training_images(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
@@ -60,6 +63,7 @@ class PrecisionAdjustment(L.Callback):
             optimizer = pl_module.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, LatentOptimizer)
             optimizer.forget_momentum_()
+        pl_module.begin_interval(lambda: _training_images(trainer))
         after = network.scheme()
         accuracy_after = _accuracy(trainer, pl_module)
         change = max(changes.values(), default=0.0)
@@ -111,6 +115,13 @@ def _largest_changes(module: QuantModule, old: list[torch.Tensor]) -> dict[str, 
         relative = torch.where(moved == 0, moved, moved / before.abs())
         changes[name] = float(relative.max())
     return changes
+
+
+def _training_images(trainer: L.Trainer) -> Any:
+    """The same few training images on every rank, at every call."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    images = data.trial_batch(FEW_IMAGES)
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(images))
 
 
 def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:
