@@ -203,7 +203,7 @@ class QuantModule(L.LightningModule):
             quantizers = {name: quantizer for name, _, quantizer in self.network.quantizers()}
             self._regularizer.begin_interval(quantizers, lambda: self.hessian_traces(batch()))
 
-    def hessian_traces(self, batch: tuple[Tensor, Tensor], samples: int = 8) -> dict[str, float]:
+    def hessian_traces(self, batch: tuple[Tensor, Tensor], samples: int = 4) -> dict[str, float]:
         """The trace of the Hessian of a batch's loss over every quantized tensor, by Hutchinson's estimate, in
         evaluation mode and the same on all ranks; nothing is changed."""
         tensors = {name: parameter for name, parameter, _ in self.network.quantizers()}

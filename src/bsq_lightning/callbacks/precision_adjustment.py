@@ -14,7 +14,7 @@ from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 LARGEST_CHANGE = 1e-6
-FEW_IMAGES = 128
+FEW_IMAGES = 64
 
 
 class PrecisionAdjustment(L.Callback):
