@@ -18,6 +18,7 @@ from bsq_lightning.quantizers import (
 )
 from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
+from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from bsq_lightning.quantizers.msq import MSQQuantizer
 from bsq_lightning.regularizers import BitGroupLasso, Regularizer
 from bsq_lightning.regularizers.msq_lsb import LowestBitsL1
@@ -157,6 +158,7 @@ REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQu
 METHODS: dict[str, tuple[Callable[..., WeightQuantizer], Callable[..., ActivationQuantizer], Regularizer | None]] = {
     "lsq": (LSQQuantizer, relu6_or_pact, None),
     "lsq_per_channel": (partial(LSQQuantizer, per_channel=True), relu6_or_pact, None),
+    "lsq_activation": (LSQQuantizer, LSQActivation, None),
     "dorefa": (DoReFaQuantizer, relu6_or_pact, None),
     "pact": (partial(DoReFaQuantizer, scale="fit"), PACT, None),
     "msq": (partial(MSQQuantizer, threshold=0.45), relu6_or_pact, LowestBitsL1(0.01, hessian="hutchinson")),

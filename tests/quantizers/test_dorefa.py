@@ -85,5 +85,5 @@ def test_an_untrained_network_trains() -> None:
         loss = nn.functional.cross_entropy(network(x), labels)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]

@@ -10,6 +10,7 @@ from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import BitPlaneQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
+from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from tests.helpers import TinyNet
 
 
@@ -76,3 +77,30 @@ def test_it_fine_tunes_what_bit_planes_found() -> None:
 def test_a_rate_that_is_not_positive_is_refused(factor: float) -> None:
     with pytest.raises(ValueError, match="step_lr_factor must be positive"):
         LSQQuantizer(torch.ones(3), step_lr_factor=factor)
+
+
+def test_steps_of_activations_start_from_the_first_batch_learn_as_the_paper_says_and_do_not_decay() -> None:
+    network = QuantizedNetwork(TinyNet().double(), LSQQuantizer, LSQActivation, precision=3, act_precision=2)
+    quantizer: LSQActivation = next(iter(network.activation_quantizers.values())).double()  # type: ignore[assignment]
+    x = torch.rand(5, 4, 3, 3, dtype=torch.float64) * 3
+    quantizer(x)
+    step = 2 * x.mean() / math.sqrt(3)
+    assert torch.allclose(quantizer.learned_step, step)
+    grad = torch.randn_like(x)
+    (quantizer(x) * grad).sum().backward()
+    v = (x / step).detach()
+    papers = torch.where(v.abs() < 3, v.round() - v, v.sign() * 3)
+    expected = (papers * grad).sum() / math.sqrt(4 * 3 * 3 * 3)
+    assert torch.allclose(quantizer.learned_step.grad, expected, rtol=1e-12)  # type: ignore[arg-type]
+    optimizer = LatentOptimizer(network, partial(torch.optim.SGD, lr=0.1, weight_decay=0.5))
+    optimizer.step()
+    assert torch.allclose(quantizer.learned_step, step - 0.1 * expected, rtol=1e-12)
+    assert quantizer.clip_value() == pytest.approx(3 * float(step - 0.1 * expected))
+
+
+def test_a_loaded_step_is_not_started_anew() -> None:
+    first, other = LSQActivation(4), LSQActivation(4)
+    first(torch.ones(2, 3))
+    other.load_state_dict(first.state_dict())
+    other(torch.full((2, 3), 100.0))
+    assert torch.equal(other.learned_step, first.learned_step)

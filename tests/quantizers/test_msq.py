@@ -86,7 +86,7 @@ class Toy:
             loss = nn.functional.cross_entropy(self.network(self.images), self.labels)
             loss.backward()
             self.optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def adjust(self) -> dict[str, float]:
         """The share of weights with lowest bits before the adjustment, for each layer that was pressed."""

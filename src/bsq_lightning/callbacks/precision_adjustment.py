@@ -96,15 +96,25 @@ class PrecisionAdjustment(L.Callback):
             if now[name] == 0:
                 log.warning("layer %s is at 0 bits: it outputs zero from now on and never grows back", name)
         if not touched:
-            log.warning("nothing moved at this adjustment: normal at alpha=0, else raise alpha or the interval")
-        for name, moved in changes.items():
-            if moved > LARGEST_CHANGE:
-                message = f"the adjustment moved a weight of {name} by {moved:.1e} relative"
-                if not done[name].may_move:
-                    raise RuntimeError(
-                        f"{message}; it must not exceed {LARGEST_CHANGE}. This is a defect, please report it"
-                    )
-                log.warning("%s (%s)", message, done[name].may_move)
+            log.warning(
+                "nothing moved at this adjustment: normal at alpha=0 and once a target of size is met, else raise "
+                "alpha or the interval"
+            )
+        moved = {name: change for name, change in changes.items() if change > LARGEST_CHANGE}
+        for name, change in moved.items():
+            if not done[name].may_move:
+                raise RuntimeError(
+                    f"the adjustment moved a weight of {name} by {change:.1e} relative; it must not exceed "
+                    f"{LARGEST_CHANGE}. This is a defect, please report it"
+                )
+        for reason in dict.fromkeys(done[name].may_move for name in moved):
+            names = [name for name in moved if done[name].may_move == reason]
+            log.warning(
+                "the adjustment moved weights of %s by up to %.1e relative (%s)",
+                f"{names[0]} and {len(names) - 1} other layers" if len(names) > 1 else names[0],
+                max(moved[name] for name in names),
+                reason,
+            )
 
 
 def _largest_changes(module: QuantModule, old: list[torch.Tensor]) -> dict[str, float]:

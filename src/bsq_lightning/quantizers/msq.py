@@ -122,15 +122,16 @@ class MSQQuantizer(OneFloatQuantizer):
                 raise ValueError(f"a tensor at 0 bits cannot be brought to {bits}")
             self._precision = check_precision("bits", bits)
             return Adjustment(f"brought to {bits} bits")
-        k, share = self.pressed, 0.0
-        if k:
-            free = self.codes().abs() < 2**self.precision - 1
-            share = float((self.lowest(k) != 0)[free].double().mean()) if bool(free.any()) else 1.0
+        k = self.pressed
+        if not k:
+            return Adjustment(audit={"pressed_bits": 0})
+        free = self.codes().abs() < 2**self.precision - 1
+        share = float((self.lowest(k) != 0)[free].double().mean()) if bool(free.any()) else 1.0
         audit = {"pressed_bits": k, "share_with_lowest_bits": round(share, 4)}
-        if not k or share >= self.threshold:
+        if share >= self.threshold:
             return Adjustment(audit=audit)
         self._precision -= k
-        return Adjustment(f"{share:.1%} of its weights had the {k} bits that were dropped", audit=audit)
+        return Adjustment("MSQ drops lowest bits that few of the weights have", audit=audit)
 
     def get_extra_state(self) -> Any:
         return {"precision": self._precision, "lowest_bits": self.lowest_bits}
