@@ -72,6 +72,10 @@ def test_the_clip_of_pact_has_the_gradient_and_the_decay_of_the_paper() -> None:
     assert quantizer.alpha.item() == pytest.approx(0.5 * (1 - 0.1 * 0.2))
 
 
+def test_a_whole_number_starts_the_clip_too() -> None:
+    assert PACT(2, clip=3).clip_value() == 3.0
+
+
 def test_an_untrained_network_trains() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))

@@ -111,7 +111,7 @@ class PrecisionAdjustment(L.Callback):
             names = [name for name in moved if done[name].may_move == reason]
             log.warning(
                 "the adjustment moved weights of %s by up to %.1e relative (%s)",
-                f"{names[0]} and {len(names) - 1} other layers" if len(names) > 1 else names[0],
+                f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0],
                 max(moved[name] for name in names),
                 reason,
             )

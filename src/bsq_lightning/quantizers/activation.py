@@ -105,7 +105,7 @@ class PACT(ActivationQuantizer):
 
     def __init__(self, precision: int, clip: float = 10.0) -> None:
         super().__init__(precision)
-        self.alpha = nn.Parameter(torch.tensor(clip))
+        self.alpha = nn.Parameter(torch.tensor(float(clip)))
 
     def clip(self, x: Tensor) -> Tensor:
         alpha = self.alpha.to(x.dtype)
