@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.naive import naive_weight
-from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, WeightQuantizer
+from bsq_lightning.quantizers import (
+    PACT,
+    ActivationQuantizer,
+    BitPlaneQuantizer,
+    LatentQuantizer,
+    WeightQuantizer,
+    relu6_or_pact,
+)
+from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
+from bsq_lightning.quantizers.lsq import LSQQuantizer
+from bsq_lightning.quantizers.lsq_activation import LSQActivation
+from bsq_lightning.quantizers.msq import MSQQuantizer
 from bsq_lightning.regularizers import BitGroupLasso, Regularizer
+from bsq_lightning.regularizers.msq_lsb import LowestBitsL1
 
 Bounds = tuple[Tensor | float, Tensor | float]
 ANYWHERE: Bounds = (-math.inf, math.inf)
@@ -26,6 +38,8 @@ class Case:
         bounds: for each of ``latents()``, the range that ``project_`` keeps it in.
         precisions: bits that the method has.
         disturb: moves the latents to where training may bring them.
+        rounded: what of a weight tensor the method rounds to its nearest level.
+        level: distance of two levels, in steps.
     """
 
     build: Callable[..., WeightQuantizer]
@@ -33,6 +47,8 @@ class Case:
     bounds: Callable[[WeightQuantizer], Sequence[Bounds]]
     precisions: tuple[int, ...] = (1, 2, 5, 8)
     disturb: Callable[[WeightQuantizer], None] = lambda quantizer: shrink(quantizer)
+    rounded: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    level: int = 1
 
 
 def shrink(quantizer: WeightQuantizer) -> None:
@@ -77,6 +93,38 @@ def bounds_in_weight(quantizer: LatentQuantizer) -> Sequence[Bounds]:
     return [(-quantizer.scale.detach(), quantizer.scale.detach())]
 
 
+def anywhere(quantizer: WeightQuantizer) -> Sequence[Bounds]:
+    return [ANYWHERE] * len(quantizer.latents())
+
+
+def relaxed_lsq(quantizer: LSQQuantizer) -> Tensor:
+    """The paper's pseudocode: the gradient of the step is scaled, its value is not; rounding is passed straight."""
+    top = 2**quantizer.precision - 1
+    step = quantizer.learned_step
+    factor = 1 / math.sqrt(quantizer.latent.numel() / step.numel() * top)
+    step = (step - step * factor).detach() + step * factor
+    clipped = (quantizer.latent / step).clamp(-top, top)
+    return (clipped.round() - clipped).detach() * step + clipped * step
+
+
+def bounds_of_lsq(quantizer: LSQQuantizer) -> Sequence[Bounds]:
+    return [ANYWHERE, (1e-8, math.inf)]
+
+
+def tanh_to_one(tensor: Tensor) -> Tensor:
+    return tensor.tanh() / tensor.tanh().abs().max()
+
+
+def relaxed_dorefa(quantizer: DoReFaQuantizer) -> Tensor:
+    """``scale * (2 x - 1)``, ``x = tanh(r) / (2 max|tanh(r)|) + 1/2`` straight through the rounding."""
+    squashed = quantizer.latent.tanh()
+    dims = tuple(range(1, squashed.dim())) if quantizer.per_channel else tuple(range(squashed.dim()))
+    x = squashed / (2 * squashed.abs().amax(dims, keepdim=True)) + 0.5
+    top = 2 ** (quantizer.precision + 1) - 1
+    x = x + ((x * top).round() / top - x).detach()
+    return quantizer.scale * (2 * x - 1)
+
+
 _planes = {"relaxed": relaxed_planes, "bounds": bounds_of_planes, "disturb": empty_low_planes}
 _in_scale = {"relaxed": relaxed_in_scale, "bounds": bounds_in_scale}
 _in_weight = {"relaxed": relaxed_in_weight, "bounds": bounds_in_weight}
@@ -90,11 +138,28 @@ QUANTIZERS: dict[str, Case] = {
     "latent_weight_per_channel": Case(
         partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
     ),
-}
+    "lsq": Case(partial(LSQQuantizer, step_lr_factor=0.5), relaxed_lsq, bounds_of_lsq),
+    "lsq_per_channel": Case(partial(LSQQuantizer, per_channel=True), relaxed_lsq, bounds_of_lsq),
+    "dorefa": Case(DoReFaQuantizer, relaxed_dorefa, anywhere, rounded=tanh_to_one, level=2),
+    "dorefa_per_channel": Case(partial(DoReFaQuantizer, per_channel=True), relaxed_dorefa, anywhere, level=2,
+                               rounded=lambda tensor: torch.stack([tanh_to_one(channel) for channel in tensor])),
+    "msq": Case(MSQQuantizer, relaxed_in_weight, anywhere),
+}  # fmt: skip
 
 #: Each with a quantizer that it acts on.
 REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQuantizer]]] = {
     "bit_group_lasso": (BitGroupLasso, BitPlaneQuantizer),
+    "msq_lsb": (LowestBitsL1, MSQQuantizer),
+}
+
+#: Methods that train at the steps of a plain network: weights, activations, penalty; each resumes and agrees on ranks.
+METHODS: dict[str, tuple[Callable[..., WeightQuantizer], Callable[..., ActivationQuantizer], Regularizer | None]] = {
+    "lsq": (LSQQuantizer, relu6_or_pact, None),
+    "lsq_per_channel": (partial(LSQQuantizer, per_channel=True), relu6_or_pact, None),
+    "lsq_activation": (LSQQuantizer, LSQActivation, None),
+    "dorefa": (DoReFaQuantizer, relu6_or_pact, None),
+    "pact": (partial(DoReFaQuantizer, scale="fit"), PACT, None),
+    "msq": (partial(MSQQuantizer, threshold=0.45), relu6_or_pact, LowestBitsL1(0.01, hessian="hutchinson")),
 }
 
 

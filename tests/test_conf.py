@@ -79,11 +79,14 @@ def test_a_users_own_class() -> None:
     assert build_network(cfg, build_net(cfg, num_classes=3), "bits").scheme().size > 0
 
 
-@pytest.mark.parametrize("quant", ["bsq", "bsq_reference", "bsq_rewind", "uniform"])
+@pytest.mark.parametrize(
+    "quant", ["bsq", "bsq_reference", "bsq_rewind", "uniform", "lsq", "lsq_act", "dorefa", "pact", "msq"]
+)
 def test_every_stage_of_every_method_is_built(quant: str, tmp_path: Path) -> None:
-    cfg = composed(f"quant={quant}", "experiment=quickstart")
+    cfg = composed(f"quant={quant}", "experiment=quickstart", *(["reg=msq_lsb"] if quant == "msq" else []))
     planned = planned_stages(cfg)
-    assert planned == (["float", "finetune"] if quant == "uniform" else ["float", "bits", "finetune"])
+    adjusted = quant.startswith("bsq") or quant == "msq"
+    assert planned == (["float", "bits", "finetune"] if adjusted else ["float", "finetune"])
     for stage in planned:
         callbacks = build_callbacks(cfg, tmp_path, stage)
         assert [type(c).__name__ for c in callbacks] == [

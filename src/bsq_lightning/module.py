@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from bsq_lightning.distributed import from_rank_zero_, of_all_ranks, sum_over_ranks_
 from bsq_lightning.models.classification import classification_loss, full_precision
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.ops.hessian import hessian_traces
 from bsq_lightning.ops.streams import stage_seed
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.regularizers import Regularizer
@@ -191,6 +192,32 @@ class QuantModule(L.LightningModule):
         self.network.on_epoch(progress)
         if self._regularizer is not None:
             self._regularizer.on_epoch(progress)
+
+    def begin_interval(self, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Lets the regularizer decide what holds until the next adjustment (every rank must call this).
+
+        Args:
+            batch: gives training images, the same on all ranks, where the decision needs the loss.
+        """
+        if self._regularizer is not None:
+            quantizers = {name: quantizer for name, _, quantizer in self.network.quantizers()}
+            self._regularizer.begin_interval(quantizers, lambda: self.hessian_traces(batch()))
+
+    def hessian_traces(self, batch: tuple[Tensor, Tensor], samples: int = 4) -> dict[str, float]:
+        """The trace of the Hessian of a batch's loss over every quantized tensor, by Hutchinson's estimate, in
+        evaluation mode and the same on all ranks; nothing is changed."""
+        tensors = {name: parameter for name, parameter, _ in self.network.quantizers()}
+        generator = torch.Generator().manual_seed(stage_seed(self.seed, self.stage) + self.current_epoch)
+        modes = {module: module.training for module in self.network.modules()}
+        self.network.eval()
+        try:
+            # A compiled graph cannot be differentiated twice.
+            with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+                traces = hessian_traces(self.loss(batch)[0], list(tensors.values()), generator, samples)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return dict(zip(tensors, from_rank_zero_(traces).tolist(), strict=True))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # type: ignore[attr-defined]

@@ -54,7 +54,11 @@ class LatentOptimizer(Optimizer):
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         quantized = {id(parameter) for _, parameter, _ in self._tensors}
         usual = LatentRate()
-        groups: dict[LatentRate, list[nn.Parameter]] = {usual: [p for p in trainable if id(p) not in quantized]}
+        rates = {id(p): q.rate for q in network.activation_quantizers.values() for p in q.parameters()}
+        groups: dict[LatentRate, list[nn.Parameter]] = {usual: []}
+        for parameter in trainable:
+            if id(parameter) not in quantized:
+                groups.setdefault(rates.get(id(parameter), usual), []).append(parameter)  # type: ignore[arg-type]
         for quantizer in self.quantizers.values():
             if not quantizer.steps_itself:
                 for latent, rate in zip(quantizer.latents(), quantizer.latent_rates(), strict=True):

@@ -69,9 +69,11 @@ class Grid:
 
     Args:
         values: float, ``[levels]``.
+        stored: whether the codebook is stored; not where it follows from the number of bits (equal distances).
     """
 
     values: Tensor
+    stored: bool = True
 
 
 Extra = Points | Shifts | Planes | Grid
@@ -135,9 +137,9 @@ class QuantizedTensor:
         return self._bits(signs=False)
 
     def side_bits(self) -> int:
-        """Bits of steps and codebooks, 32 each."""
+        """Bits of steps and of stored codebooks, 32 each."""
         steps = self.step.numel() + (int((self.extra.step != 0).sum()) if isinstance(self.extra, Points) else 0)
-        values = self.extra.values.numel() if isinstance(self.extra, Grid) else 0
+        values = self.extra.values.numel() if isinstance(self.extra, Grid) and self.extra.stored else 0
         return FLOAT_BITS * (steps + values)
 
     def _bits(self, signs: bool) -> int:

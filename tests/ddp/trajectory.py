@@ -1,6 +1,6 @@
-"""Trains a few epochs of bit planes in float64 and keeps what one rank saw; run by torchrun, or alone.
+"""Trains a few epochs of a method in float64 and keeps what one rank saw; run by torchrun, or alone.
 
-python -m tests.ddp.trajectory FOLDER IMAGES_PER_STEP ACT_PRECISION [backend options]
+python -m tests.ddp.trajectory FOLDER IMAGES_PER_STEP ACT_PRECISION METHOD
 """
 
 import os
@@ -23,7 +23,7 @@ from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.quantizers import BitPlaneQuantizer
 from bsq_lightning.quantizers.activation import relu6_or_pact
 from bsq_lightning.regularizers import BitGroupLasso
-from tests.helpers import TinyNet
+from tests.helpers import METHODS, TinyNet
 
 
 class Recording(L.Callback):
@@ -50,18 +50,20 @@ class Noise(DigitsDataModule):
         return sets
 
 
-def main(folder: Path, images_per_step: int, act_precision: int) -> None:
+BIT_PLANES = (partial(BitPlaneQuantizer, max_precision=8), relu6_or_pact, BitGroupLasso(alpha=0.5))
+
+
+def main(folder: Path, images_per_step: int, act_precision: int, method: str) -> None:
     torch.manual_seed(3)
     net = TinyNet()
     net.bn1, net.fc = nn.Identity(), nn.Linear(6, 10)  # batch norm sees one rank's images only, and is meant to
-    network = QuantizedNetwork(
-        net, partial(BitPlaneQuantizer, max_precision=8), relu6_or_pact, precision=5, act_precision=act_precision
-    )
+    weight, activation, regularizer = METHODS.get(method, BIT_PLANES)
+    network = QuantizedNetwork(net, weight, activation, precision=5, act_precision=act_precision)
     module = QuantModule(
         network.double(),
         num_classes=10,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.03),
-        regularizer=BitGroupLasso(alpha=0.5),
+        regularizer=regularizer,
     )
     recording = Recording()
     devices = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,4 +91,4 @@ def main(folder: Path, images_per_step: int, act_precision: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -14,6 +14,7 @@ from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 LARGEST_CHANGE = 1e-6
+FEW_IMAGES = 64
 
 
 class PrecisionAdjustment(L.Callback):
@@ -43,6 +44,8 @@ class PrecisionAdjustment(L.Callback):
         assert isinstance(pl_module, QuantModule)
         if self.folder and trainer.is_global_zero and self.every_n_epochs is not None:
             self.folder.cut_adjustments(pl_module.stage, trainer.current_epoch)
+        if self.every_n_epochs is not None and trainer.global_step == 0:  # a resumed run has what was decided
+            pl_module.begin_interval(lambda: _training_images(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
@@ -60,6 +63,7 @@ class PrecisionAdjustment(L.Callback):
             optimizer = pl_module.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, LatentOptimizer)
             optimizer.forget_momentum_()
+        pl_module.begin_interval(lambda: _training_images(trainer))
         after = network.scheme()
         accuracy_after = _accuracy(trainer, pl_module)
         change = max(changes.values(), default=0.0)
@@ -92,15 +96,25 @@ class PrecisionAdjustment(L.Callback):
             if now[name] == 0:
                 log.warning("layer %s is at 0 bits: it outputs zero from now on and never grows back", name)
         if not touched:
-            log.warning("nothing moved at this adjustment: normal at alpha=0, else raise alpha or the interval")
-        for name, moved in changes.items():
-            if moved > LARGEST_CHANGE:
-                message = f"the adjustment moved a weight of {name} by {moved:.1e} relative"
-                if not done[name].may_move:
-                    raise RuntimeError(
-                        f"{message}; it must not exceed {LARGEST_CHANGE}. This is a defect, please report it"
-                    )
-                log.warning("%s (%s)", message, done[name].may_move)
+            log.warning(
+                "nothing moved at this adjustment: normal at alpha=0 and once a target of size is met, else raise "
+                "alpha or the interval"
+            )
+        moved = {name: change for name, change in changes.items() if change > LARGEST_CHANGE}
+        for name, change in moved.items():
+            if not done[name].may_move:
+                raise RuntimeError(
+                    f"the adjustment moved a weight of {name} by {change:.1e} relative; it must not exceed "
+                    f"{LARGEST_CHANGE}. This is a defect, please report it"
+                )
+        for reason in dict.fromkeys(done[name].may_move for name in moved):
+            names = [name for name in moved if done[name].may_move == reason]
+            log.warning(
+                "the adjustment moved weights of %s by up to %.1e relative (%s)",
+                f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0],
+                max(moved[name] for name in names),
+                reason,
+            )
 
 
 def _largest_changes(module: QuantModule, old: list[torch.Tensor]) -> dict[str, float]:
@@ -111,6 +125,13 @@ def _largest_changes(module: QuantModule, old: list[torch.Tensor]) -> dict[str, 
         relative = torch.where(moved == 0, moved, moved / before.abs())
         changes[name] = float(relative.max())
     return changes
+
+
+def _training_images(trainer: L.Trainer) -> Any:
+    """The same few training images on every rank, at every call."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    images = data.trial_batch(FEW_IMAGES)
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(images))
 
 
 def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:

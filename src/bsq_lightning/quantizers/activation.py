@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bsq_lightning.distributed import largest_over_ranks_
-from bsq_lightning.quantizers.base import check_precision
+from bsq_lightning.quantizers.base import LatentRate, check_precision
 
 
 class _RoundToSteps(torch.autograd.Function):
@@ -33,6 +33,9 @@ class ActivationQuantizer(nn.Module):
     """
 
     range: Tensor
+
+    rate = LatentRate()
+    """How the optimizer treats what is learned here; the clip of PACT decays as the weights do, as in its paper."""
 
     def __init__(self, precision: int) -> None:
         super().__init__()
@@ -102,7 +105,7 @@ class PACT(ActivationQuantizer):
 
     def __init__(self, precision: int, clip: float = 10.0) -> None:
         super().__init__(precision)
-        self.alpha = nn.Parameter(torch.tensor(clip))
+        self.alpha = nn.Parameter(torch.tensor(float(clip)))
 
     def clip(self, x: Tensor) -> Tensor:
         alpha = self.alpha.to(x.dtype)

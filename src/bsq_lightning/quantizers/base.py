@@ -85,12 +85,16 @@ class WeightQuantizer(nn.Module, ABC):
     Laws (``tests/quantizers/test_laws.py`` holds every implementation to them):
         ``weight()`` equals ``tensor().dequantize()``, bit for bit;
         a step with gradient G moves the latents as autograd through the relaxed form would;
-        ``project_`` twice is ``project_`` once, ``adjust_precision_`` twice is once;
+        ``project_`` twice is ``project_`` once, ``adjust_precision_`` twice is once (where a method drops bits one by
+        one: once it has none to drop);
         an adjustment moves no weight, or says why it may;
         a state dict loads into a quantizer of any precision and gives the same codes.
     """
 
     scale: nn.Parameter
+
+    own_penalty = "none"
+    """Name of the penalty that is made for this method, with which those of other methods refuse it."""
 
     @property
     @abstractmethod

@@ -40,6 +40,7 @@ class BitPlaneQuantizer(WeightQuantizer):
     """
 
     steps_itself = True
+    own_penalty = "bit_group_lasso"
 
     def __init__(
         self,

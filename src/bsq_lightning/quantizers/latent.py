@@ -1,19 +1,17 @@
 """Fixed precision: one latent float per weight. It fine-tunes a found scheme and makes the uniform baseline."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bsq_lightning.ops.uniform import levels, max_step, mse_step, quantize, sum_like
-from bsq_lightning.quantizers.base import WeightQuantizer, check_precision
+from bsq_lightning.quantizers.one_float import SMALLEST_SCALE, OneFloatQuantizer, as_step
 
-SMALLEST_SCALE = 1e-8
 STEPS = {"max": max_step, "mse": mse_step}
 
 
-class LatentQuantizer(WeightQuantizer):
+class LatentQuantizer(OneFloatQuantizer):
     """``W = step * clip(round(latent / step), +-(2^n - 1))``, straight through the rounding and the clip.
 
     ``units`` decides what the latent is measured in, and with it what a learning rate means:
@@ -45,33 +43,22 @@ class LatentQuantizer(WeightQuantizer):
         units: str = "scale",
         per_channel: bool = False,
     ) -> None:
-        super().__init__()
         if units not in ("scale", "weight"):
             raise ValueError(f"units must be scale or weight, not {units!r}")
         if isinstance(step, str) and step not in STEPS:
             raise ValueError(f"step must be a number, max or mse, not {step!r}")
+        super().__init__(weight, precision)
         weight = weight.detach()
-        self._precision = check_precision("precision", precision, lowest=0) if bool(weight.any()) else 0
         self.units = units
         size = weight.new_tensor(0.0)
         if self._precision:
-            size = STEPS[step](weight, precision, per_channel) if isinstance(step, str) else _as_tensor(step, weight)
+            size = STEPS[step](weight, precision, per_channel) if isinstance(step, str) else as_step(step, weight)
             if size.dim():
                 size = size.clamp_min(SMALLEST_SCALE)  # a channel of zeros
         self.scale = nn.Parameter(size * levels(precision), requires_grad=False)
-        start = weight.clone() if self._precision else torch.zeros_like(weight)
         if units == "scale" and self._precision:
-            start /= self.scale
-        self.latent = nn.Parameter(start, requires_grad=False)
+            self.latent.div_(self.scale)
         self.project_()
-
-    @property
-    def precision(self) -> int:
-        return self._precision
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.latent.shape)
 
     def _latent_step(self) -> Tensor | float:
         return 1 / levels(self.precision) if self.units == "scale" else self.step()
@@ -101,18 +88,3 @@ class LatentQuantizer(WeightQuantizer):
             self.latent.clamp_(-1, 1)
         else:
             self.latent.clamp_(-self.scale, self.scale)
-
-    def get_extra_state(self) -> Any:
-        return self._precision
-
-    def set_extra_state(self, state: Any) -> None:
-        self._precision = check_precision("precision in the checkpoint", state, lowest=0)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        saved = state_dict.get(prefix + "_extra_state", self._precision)
-        check_precision(f"{prefix}precision", saved, lowest=0)  # which names the tensor
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _as_tensor(step: float | Tensor, like: Tensor) -> Tensor:
-    return step.detach().clone().to(like) if isinstance(step, Tensor) else like.new_tensor(step)

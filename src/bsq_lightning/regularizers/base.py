@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class Regularizer(ABC):
     def check(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
         """Raises ValueError if there is nothing here that this penalty acts on (a silent zero would mislead)."""
 
+    def instead(self, quantizers: Mapping[str, WeightQuantizer]) -> str:
+        """What to use in place of this penalty with these quantizers, for the message of ``check``."""
+        names = dict.fromkeys(quantizer.own_penalty for quantizer in quantizers.values())
+        return f"use reg={' or reg='.join(names) or 'none'} with this quantizer"
+
     def penalty(self, quantizers: Mapping[str, WeightQuantizer]) -> Tensor:
         """The penalty as a 0-d tensor, differentiable in the latents. One ``on_weights`` has ``weight_penalty``."""
         raise NotImplementedError
@@ -49,6 +54,18 @@ class Regularizer(ABC):
 
     def on_epoch(self, progress: float) -> None:  # noqa: B027
         """Called before every epoch of a stage, with ``progress`` from 0 at the first to 1 at the last."""
+
+    def begin_interval(  # noqa: B027
+        self, quantizers: Mapping[str, WeightQuantizer], traces: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """Called when the training of an adjusted stage begins and after every adjustment, with all tensors: the place
+        for what needs them together, such as a target of size. It must leave its decision in the quantizers' state,
+        where a resumed run finds it.
+
+        Args:
+            quantizers: by name.
+            traces: computes the trace of the loss's Hessian over each tensor, by name; costs some training steps.
+        """
 
     def add_gradient_(self, steps: Mapping[str, LatentStep]) -> Tensor:
         """Adds the penalty's gradient to every step, by name of its tensor; returns the penalty."""

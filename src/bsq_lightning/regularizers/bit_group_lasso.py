@@ -33,7 +33,7 @@ class BitGroupLasso(Regularizer):
 
     def check(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
         if not any(isinstance(quantizer, BitPlaneQuantizer) for quantizer in quantizers.values()):
-            raise ValueError("reg=bit_group_lasso needs bit planes (quant=bsq); use reg=none with this quantizer")
+            raise ValueError(f"reg=bit_group_lasso needs bit planes (quant=bsq); {self.instead(quantizers)}")
 
     def penalty(self, quantizers: Mapping[str, WeightQuantizer]) -> Tensor:
         planes = _planes(quantizers)

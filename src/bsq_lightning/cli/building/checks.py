@@ -39,7 +39,10 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.preflight not in ("run", "only"):
         raise ValueError(f"preflight is run or only, not {cfg.preflight!r}")
     if cfg.get("scheme") and not (cfg.quant and cfg.quant.scheme):
-        raise ValueError("scheme=FILE is used by quant=from_scheme only: add it, or leave scheme out")
+        raise ValueError(
+            f"the method {cfg.quant.method if cfg.quant else 'float'!r} takes no scheme: scheme=FILE goes with "
+            "quant=from_scheme, or with lsq, dorefa, pact and msq"
+        )
     if cfg.quant and cfg.quant.act_precision is None and not cfg.quant.scheme:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
     if cfg.until is not None and cfg.until not in (planned := planned_stages(cfg)):
