@@ -44,7 +44,7 @@ class OneFloatQuantizer(WeightQuantizer, ABC):
         self._precision = check_precision("precision in the checkpoint", state, lowest=0)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        saved = state_dict.get(prefix + "_extra_state", self._precision)
+        saved: Any = state_dict.get(prefix + "_extra_state", self._precision)
         saved = saved.get("precision") if isinstance(saved, dict) else saved
         check_precision(f"{prefix}precision", saved, lowest=0)  # which names the tensor
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
