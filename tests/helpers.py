@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, WeightQuantizer
-from bsq_lightning.regularizers import BitGroupLasso, Regularizer
+from bsq_lightning.quantizers import BitPlaneQuantizer, CSQQuantizer, LatentQuantizer, WeightQuantizer
+from bsq_lightning.regularizers import BitGroupLasso, CSQBudget, Regularizer
 
 Bounds = tuple[Tensor | float, Tensor | float]
 ANYWHERE: Bounds = (-math.inf, math.inf)
@@ -79,6 +79,31 @@ def bounds_in_weight(quantizer: LatentQuantizer) -> Sequence[Bounds]:
     return [(-quantizer.scale.detach(), quantizer.scale.detach())]
 
 
+def relaxed_csq(quantizer: CSQQuantizer) -> Tensor:
+    """The soft weight, written out; plane by plane, with f(x) = 1 / (1 + exp(-T x))."""
+    n, temperature = len(quantizer.mask), quantizer.temperature
+
+    def f(x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-temperature * x))
+
+    weight = torch.zeros(quantizer.shape, dtype=torch.float64)
+    for b in range(n):
+        bits = f(quantizer.planes[0, b]) - f(quantizer.planes[1, b])
+        weight = weight + quantizer.scale * bits * 2**b / (2**n - 1) * f(quantizer.mask[b])
+    return weight
+
+
+def bounds_of_csq(quantizer: CSQQuantizer) -> Sequence[Bounds]:
+    return [ANYWHERE, ANYWHERE, (1e-8, math.inf)]
+
+
+def move_logits(quantizer: CSQQuantizer) -> None:
+    """Logits of either sign, with some planes out."""
+    with torch.no_grad():
+        quantizer.planes.add_(torch.randn_like(quantizer.planes))
+        quantizer.mask.normal_()
+
+
 _planes = {"relaxed": relaxed_planes, "bounds": bounds_of_planes, "disturb": empty_low_planes}
 _in_scale = {"relaxed": relaxed_in_scale, "bounds": bounds_in_scale}
 _in_weight = {"relaxed": relaxed_in_weight, "bounds": bounds_in_weight}
@@ -92,11 +117,13 @@ QUANTIZERS: dict[str, Case] = {
     "latent_weight_per_channel": Case(
         partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
     ),
+    "csq": Case(CSQQuantizer, relaxed_csq, bounds_of_csq, disturb=move_logits),
 }
 
 #: Each with a quantizer that it acts on.
 REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQuantizer]]] = {
     "bit_group_lasso": (BitGroupLasso, BitPlaneQuantizer),
+    "csq_budget": (CSQBudget, CSQQuantizer),
 }
 
 

@@ -2,5 +2,6 @@
 
 from bsq_lightning.regularizers.base import Regularizer
 from bsq_lightning.regularizers.bit_group_lasso import BitGroupLasso
+from bsq_lightning.regularizers.csq_budget import CSQBudget
 
-__all__ = ["BitGroupLasso", "Regularizer"]
+__all__ = ["BitGroupLasso", "CSQBudget", "Regularizer"]

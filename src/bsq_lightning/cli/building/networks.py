@@ -129,7 +129,11 @@ def build_module(cfg: DictConfig, network: QuantizedNetwork, stage: str, num_cla
     settings = stage_settings(cfg, stage)
     regularizer = instantiate(cfg.reg) if settings.regularized else None
     if regularizer is not None:
-        regularizer.check({name: quantizer for name, _, quantizer in network.quantizers()})
+        try:
+            regularizer.check({name: quantizer for name, _, quantizer in network.quantizers()})
+        except ValueError as error:
+            own = ", ".join([*cfg.quant.get("regularizers", ()), "none"])
+            raise ValueError(f"{error} (with the quant= of this run go reg={own})") from error
     return QuantModule(
         network,
         num_classes=num_classes,
