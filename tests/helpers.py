@@ -8,8 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.quantizers import BitPlaneQuantizer, CSQQuantizer, LatentQuantizer, WeightQuantizer
-from bsq_lightning.regularizers import BitGroupLasso, CSQBudget, Regularizer
+from bsq_lightning.quantizers import (
+    BitPlaneQuantizer,
+    CSQQuantizer,
+    FixedPointQuantizer,
+    LatentQuantizer,
+    WeightQuantizer,
+)
+from bsq_lightning.regularizers import L1, BitGroupLasso, BitsliceL1, CSQBudget, Regularizer
 
 Bounds = tuple[Tensor | float, Tensor | float]
 ANYWHERE: Bounds = (-math.inf, math.inf)
@@ -117,12 +123,16 @@ QUANTIZERS: dict[str, Case] = {
     "latent_weight_per_channel": Case(
         partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
     ),
+    "fixed_point": Case(FixedPointQuantizer, relaxed_in_weight, lambda quantizer: [ANYWHERE]),
     "csq": Case(CSQQuantizer, relaxed_csq, bounds_of_csq, disturb=move_logits),
 }
 
 #: Each with a quantizer that it acts on.
 REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQuantizer]]] = {
     "bit_group_lasso": (BitGroupLasso, BitPlaneQuantizer),
+    "l1": (L1, FixedPointQuantizer),
+    "bitslice_l1": (BitsliceL1, FixedPointQuantizer),
+    "bitslice_l1_of_planes": (BitsliceL1, BitPlaneQuantizer),
     "csq_budget": (CSQBudget, CSQQuantizer),
 }
 

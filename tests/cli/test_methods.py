@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 #: What makes each method's run short, and the stages in which it is killed.
 METHODS: dict[str, tuple[list[str], list[str]]] = {
     "csq": (["reg=csq_budget", "reg.alpha=1", "quant.stages.soft.epochs=3"], ["soft", "hard"]),
+    "fixed_point": (["reg=bitslice_l1", "reg.alpha=1", "stages.bits.epochs=2"], ["l1", "slices"]),
 }
 EACH = pytest.mark.parametrize("method", METHODS)
 

@@ -22,10 +22,10 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[:1300], labels[:1300], images[1300:], labels[1300:]
 
 
-def float_net(epochs: int = 15) -> nn.Module:
-    """64-48-10, trained in float to about 96 %."""
+def float_net(epochs: int = 15, width: int = 48) -> nn.Module:
+    """64-width-10, trained in float to about 96 %."""
     torch.manual_seed(4)
-    net = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
     network = QuantizedNetwork(net)
     train(network, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), epochs)
     return net

@@ -4,6 +4,7 @@ from bsq_lightning.quantizers.activation import PACT, ActivationQuantizer, ReLU6
 from bsq_lightning.quantizers.base import Adjustment, LatentRate, LatentStep, WeightQuantizer
 from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
 from bsq_lightning.quantizers.csq import CSQQuantizer
+from bsq_lightning.quantizers.fixed_point import FixedPointQuantizer
 from bsq_lightning.quantizers.latent import LatentQuantizer
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Adjustment",
     "BitPlaneQuantizer",
     "CSQQuantizer",
+    "FixedPointQuantizer",
     "LatentQuantizer",
     "LatentRate",
     "LatentStep",
