@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from bsq_lightning.quantizers import (
     BitPlaneQuantizer,
+    CPQQuantizer,
     CSQQuantizer,
     FixedPointQuantizer,
     LatentQuantizer,
     WeightQuantizer,
 )
-from bsq_lightning.regularizers import L1, BitGroupLasso, BitsliceL1, CSQBudget, Regularizer
+from bsq_lightning.regularizers import L1, BitGroupLasso, BitsliceL1, CSQBudget, DropBitsL0, Regularizer
 
 Bounds = tuple[Tensor | float, Tensor | float]
 ANYWHERE: Bounds = (-math.inf, math.inf)
@@ -110,6 +111,22 @@ def move_logits(quantizer: CSQQuantizer) -> None:
         quantizer.mask.normal_()
 
 
+def relaxed_cpq(quantizer: CPQQuantizer) -> Tensor:
+    """The mode, with the gradient of the mean over all levels; the step's also through the levels of the mode."""
+    step, sigma, x = quantizer.log_step.exp(), quantizer.log_sigma.exp(), quantizer.latent
+    k = torch.arange(1 - 2**quantizer.most, 2**quantizer.most, dtype=torch.float64)
+    upper = torch.sigmoid((step * (k + 0.5) - x[..., None]) / sigma)
+    pi = upper - torch.sigmoid((step * (k - 0.5) - x[..., None]) / sigma)
+    pi = pi / pi.sum(-1, keepdim=True)
+    mean = (pi * k * step.detach()).sum(-1)
+    return quantizer.codes() * step + mean - mean.detach() + 0 * quantizer.logits.sum()
+
+
+def bounds_of_cpq(quantizer: CPQQuantizer) -> Sequence[Bounds]:
+    step = quantizer.log_step.detach()
+    return [ANYWHERE, ANYWHERE, (step - math.log(100), step), (-8.0, 8.0)][: len(quantizer.latents())]
+
+
 _planes = {"relaxed": relaxed_planes, "bounds": bounds_of_planes, "disturb": empty_low_planes}
 _in_scale = {"relaxed": relaxed_in_scale, "bounds": bounds_in_scale}
 _in_weight = {"relaxed": relaxed_in_weight, "bounds": bounds_in_weight}
@@ -124,6 +141,8 @@ QUANTIZERS: dict[str, Case] = {
         partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
     ),
     "fixed_point": Case(FixedPointQuantizer, relaxed_in_weight, lambda quantizer: [ANYWHERE]),
+    "cpq": Case(partial(CPQQuantizer, window=15), relaxed_cpq, bounds_of_cpq),
+    "cpq_dropbits": Case(partial(CPQQuantizer, window=15, dropbits=True), relaxed_cpq, bounds_of_cpq),
     "csq": Case(CSQQuantizer, relaxed_csq, bounds_of_csq, disturb=move_logits),
 }
 
@@ -133,6 +152,7 @@ REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQu
     "l1": (L1, FixedPointQuantizer),
     "bitslice_l1": (BitsliceL1, FixedPointQuantizer),
     "bitslice_l1_of_planes": (BitsliceL1, BitPlaneQuantizer),
+    "dropbits_l0": (DropBitsL0, partial(CPQQuantizer, dropbits=True)),
     "csq_budget": (CSQBudget, CSQQuantizer),
 }
 

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from bsq_lightning.checkpoint_io import load_checkpoint
+from bsq_lightning.cli.building.checks import check_settings
+from bsq_lightning.cli.building.networks import build_module, first_network, next_network
+from bsq_lightning.cli.building.stage import planned_stages, stage_settings
+from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.quantized_tensor import load_state
 from tests.cli.commands import TINY, run, start
-
-pytestmark = pytest.mark.slow
 
 #: What makes each method's run short, and the stages in which it is killed.
 METHODS: dict[str, tuple[list[str], list[str]]] = {
     "csq": (["reg=csq_budget", "reg.alpha=1", "quant.stages.soft.epochs=3"], ["soft", "hard"]),
+    "cpq": (["reg=dropbits_l0", "reg.alpha=30", "stages.bits.epochs=3"], ["drop", "fixed"]),
     "fixed_point": (["reg=bitslice_l1", "reg.alpha=1", "stages.bits.epochs=2"], ["l1", "slices"]),
 }
 EACH = pytest.mark.parametrize("method", METHODS)
@@ -48,6 +52,32 @@ def killed_in(stage: str, folder: Path, *given: str) -> bool:
 
 
 @EACH
+def test_every_stage_is_built_and_makes_a_step(method: str, tmp_path: Path) -> None:
+    given = [each for each in TINY if not each.startswith("logger")]
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        cfg = compose("train", overrides=[*given, f"quant={method}", *METHODS[method][0]])
+    check_settings(cfg)
+    network = first_network(cfg, "float", 10, restored=False)
+    planned = planned_stages(cfg)
+    assert set(METHODS[method][1]) < set(planned)
+    for stage in planned[1:]:
+        network = next_network(cfg, network, stage, 10, None)
+        module = build_module(cfg, network, stage, 10)
+        if stage_settings(cfg, stage).epochs is None:
+            continue
+        optimizer = module.configure_optimizers()["optimizer"]
+        network.on_epoch(0.5)
+        network.write_training_weights_(torch.Generator())
+        network(torch.randn(4, 3, 16, 16)).square().mean().backward()
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        optimizer.step()
+        network.write_training_weights_(torch.Generator())
+        assert any(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+        network.check_weights()
+
+
+@pytest.mark.slow
+@EACH
 def test_killed_and_resumed_it_ends_bit_for_bit_alike(method: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, output = run("train", *arguments(method, whole))
@@ -73,6 +103,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit_alike(method: str, tmp_path: Pat
     assert code == 0 and f"test accuracy {accuracies[0]['final']['test/acc']!r}" in output, output
 
 
+@pytest.mark.slow
 @EACH
 def test_two_ranks_agree(method: str, tmp_path: Path) -> None:
     """The callback that compares them ends a run where they do not."""
@@ -81,6 +112,7 @@ def test_two_ranks_agree(method: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["devices"] == 2
 
 
+@pytest.mark.slow
 @EACH
 def test_another_methods_regularizer_is_refused_and_its_own_named(method: str, tmp_path: Path) -> None:
     code, output = run("train", *arguments(method, tmp_path / "run"), "reg=bit_group_lasso")

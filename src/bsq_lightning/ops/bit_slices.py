@@ -87,7 +87,7 @@ def energy_factor(bits: int) -> float:
 
 
 def speed_factor(bits: int) -> float:
-    """Time of one conversion of 8 bits over that of ``bits``, which is in proportion to the bits; infinite at 0 bits."""
+    """Time of one conversion of 8 bits over that of ``bits``, in proportion to the bits; infinite at 0 bits."""
     return REFERENCE_ADC / bits if bits else math.inf
 
 

@@ -3,6 +3,7 @@
 from bsq_lightning.quantizers.activation import PACT, ActivationQuantizer, ReLU6Quantizer, relu6_or_pact
 from bsq_lightning.quantizers.base import Adjustment, LatentRate, LatentStep, WeightQuantizer
 from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
+from bsq_lightning.quantizers.cpq import CPQQuantizer
 from bsq_lightning.quantizers.csq import CSQQuantizer
 from bsq_lightning.quantizers.fixed_point import FixedPointQuantizer
 from bsq_lightning.quantizers.latent import LatentQuantizer
@@ -12,6 +13,7 @@ __all__ = [
     "ActivationQuantizer",
     "Adjustment",
     "BitPlaneQuantizer",
+    "CPQQuantizer",
     "CSQQuantizer",
     "FixedPointQuantizer",
     "LatentQuantizer",

@@ -13,9 +13,9 @@ from bsq_lightning.regularizers.base import Regularizer
 class BitsliceL1(Regularizer):
     """``alpha / (4 N) * sum_w (b3 + b2 + b1 + b0)`` with ``|code| = 64 b3 + 16 b2 + 4 b1 + b0``, N weights in all.
 
-    Straight through floor and rounding, with the higher digits held fixed inside the lower ones, as in the authors' code
-    (github.com/zjysteven/bitslice_sparsity): dR/dw = sign(w) / step * ([b3 > 0] / 64 + [b2 > 0] / 16 + [b1 > 0] / 4 +
-    [b0 > 0]). A weight is drawn to the next code whose low slices are zero, and stays there.
+    Straight through floor and rounding, with the higher digits held fixed inside the lower ones, as in the authors'
+    code (github.com/zjysteven/bitslice_sparsity): dR/dw = sign(w) / step * ([b3 > 0] / 64 + [b2 > 0] / 16 +
+    [b1 > 0] / 4 + [b0 > 0]). A weight is drawn to the next code whose low slices are zero, and stays there.
 
     It acts on W, so it goes with every quantizer: fixed point as in the paper, and bit planes, where it reaches the
     planes through their own gradients. Its alpha means something else than that of plain L1: divided by 4 N, and by
