@@ -154,11 +154,13 @@ class CPQQuantizer(WeightQuantizer):
         dL/dx = G dA/du, dL/dlog a = sum a G (k_mode - u dA/du + r dA/dr), dL/dlog s = -sum a G r dA/dr."""
         step, keeps = self.step(), self._keeps()
         scaled, ratio = self.latent / step, (self.log_step - self.log_sigma).exp()
-        mode = self._mode(scaled, keeps)
+        mode = (weight / step).round()
         whole, mean, by_place, by_ratio = (torch.zeros_like(scaled) for _ in range(4))
         place, spread = torch.zeros_like(scaled), torch.zeros_like(scaled)
-        for k, keep, p, du, dr in self._bins(scaled, keeps):
-            value = k if self.backward == "full" else k * (k == mode)
+        for k, keep, near, far in self._bins(scaled, keeps):
+            value, p, distance = self._value(k, mode), near - far, (k - scaled).abs()
+            near, far = near * (1 - near), far * (1 - far)
+            du, dr = ratio * torch.sign(k - scaled) * (near - far), (distance + 0.5) * far - (distance - 0.5) * near
             whole.addcmul_(p, keep)
             mean.addcmul_(p * keep, value)
             for sums, products, slope in ((by_place, place, du), (by_ratio, spread, dr)):
@@ -187,9 +189,12 @@ class CPQQuantizer(WeightQuantizer):
         if keeps is None or self._drawn is None:
             return (gradient,)
         each = torch.zeros_like(keeps)
-        for k, _, p, _, _ in self._bins(scaled, keeps):
-            value = k if self.backward == "full" else k * (k == mode)
-            each.index_add_(0, _bit_of(k).flatten(), (pulled * (value - mean) * p / whole).flatten())
+        pulled = pulled / whole
+        for k, _, near, far in self._bins(scaled, keeps):
+            share = (pulled * (self._value(k, mode) - mean)).mul_(near - far)
+            bits = _bit_of(k)
+            for bit in range(2, self.most + 1):
+                each[bit] += (share * (bits == bit)).sum()
         there = _stretch(self._drawn)
         for j in range(len(there)):
             others = torch.cat((there[:j], there.new_ones(1), there[j + 1 :])).cumprod(0)
@@ -198,6 +203,10 @@ class CPQQuantizer(WeightQuantizer):
         slope = (HIGH - LOW) * self._drawn * (1 - self._drawn) / HEAT * inside
         gradient[: len(there)] *= slope
         return (gradient,)
+
+    def _value(self, k: Tensor, mode: Tensor) -> Tensor:
+        """What the gradient of pi_k is, in units of the step."""
+        return k if self.backward == "full" else k * (k == mode)
 
     def _limit(self, keeps: Tensor | None, like: Tensor) -> Tensor:
         """The largest level that is there: of all bits, or of those whose product of Z is not 0."""
@@ -213,16 +222,13 @@ class CPQQuantizer(WeightQuantizer):
             keep = (k.abs() <= limit).to(k.dtype)
             yield k, keep if keeps is None else keep * keeps[_bit_of(k).clamp_max(self.most)]
 
-    def _bins(self, scaled: Tensor, keeps: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """The levels with pi before scaling, and its slopes by u and by r."""
+    def _bins(self, scaled: Tensor, keeps: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The levels k with how much of them is there, and ``sigmoid(-r (d - 1/2))`` and ``sigmoid(-r (d + 1/2))``, d =
+        |k - u|: their difference is pi before scaling, and nothing cancels however far away the level is."""
         ratio = (self.log_step - self.log_sigma).exp()
         for k, keep in self._levels(scaled, keeps):
-            upper, lower = k + 0.5 - scaled, k - 0.5 - scaled
-            high, low = (upper * ratio).sigmoid(), (lower * ratio).sigmoid()
-            # On the far side both are near 1, and their difference is that of the mirrored ones.
-            p = torch.where(lower > 0, (-lower * ratio).sigmoid() - (-upper * ratio).sigmoid(), high - low)
-            high, low = high * (1 - high), low * (1 - low)
-            yield torch.where(keep > 0, k, 0.0), keep, p, ratio * (low - high), upper * high - lower * low
+            distance = (k - scaled).abs()
+            yield k, keep, ((0.5 - distance) * ratio).sigmoid(), ((distance + 0.5) * -ratio).sigmoid()
 
     def _mode(self, scaled: Tensor, keeps: Tensor | None) -> Tensor:
         """The level of the largest pi, after the bits that were dropped."""
@@ -230,9 +236,10 @@ class CPQQuantizer(WeightQuantizer):
             limit = self._limit(None, scaled)
             return torch.minimum(torch.maximum(scaled.round(), -limit), limit)
         best, mode = torch.full_like(scaled, -1.0), torch.zeros_like(scaled)
-        for k, keep, p, _, _ in self._bins(scaled, keeps):
-            mode = torch.where(p * keep > best, k, mode)
-            best = torch.maximum(best, p * keep)
+        for k, keep, near, far in self._bins(scaled, keeps):
+            p = (near - far) * keep
+            mode = torch.where(p > best, k, mode)
+            best = torch.maximum(best, p)
         return mode
 
     @torch.no_grad()
@@ -292,7 +299,7 @@ def _stretch(chance: Tensor) -> Tensor:
 
 def _bit_of(k: Tensor) -> Tensor:
     """The bit that a level needs: 0 for 0, j for ``2^(j-1) <= |k| < 2^j``."""
-    return torch.frexp(k.abs())[1].clamp_min(0).long()
+    return torch.frexp(k)[1].clamp_min(0)
 
 
 def freeze(network: Any) -> None:
