@@ -1,12 +1,23 @@
 """Dynamic fixed point and bit-slice L1: powers of two, code 256, golden gradients, pruning, and what it is for."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.ops.bit_slices import nonzero_shares
-from bsq_lightning.quantizers import BitPlaneQuantizer, FixedPointQuantizer, LatentStep
+from bsq_lightning.optimizer import LatentOptimizer
+from bsq_lightning.quantizers import (
+    BitPlaneQuantizer,
+    CSQQuantizer,
+    FixedPointQuantizer,
+    LatentQuantizer,
+    LatentStep,
+    WeightQuantizer,
+)
 from bsq_lightning.quantizers.fixed_point import prune
 from bsq_lightning.regularizers import L1, BitsliceL1, Regularizer
 from tests.helpers import TinyNet
@@ -50,6 +61,17 @@ def test_with_slices_of_one_bit_it_counts_ones() -> None:
     ones = sum(int(abs(code)).bit_count() for code in quantizer.codes().tolist())
     penalty = BitsliceL1(alpha=3 * 8, slice_bits=1).weight_penalty({"a": quantizer.weight()}, {"a": quantizer})
     assert float(penalty) == ones
+
+
+@pytest.mark.parametrize("build", [BitPlaneQuantizer, LatentQuantizer, CSQQuantizer])
+def test_a_trained_scale_feels_nothing_of_it(build: Callable[..., WeightQuantizer]) -> None:
+    network = QuantizedNetwork(TinyNet().double(), build, precision=6)
+    before = [quantizer.scale.clone() for _, _, quantizer in network.quantizers()]
+    optimizer = LatentOptimizer(network, partial(torch.optim.SGD, lr=0.1), BitsliceL1(alpha=1.0))
+    network.write_training_weights_(torch.Generator())
+    optimizer.step()
+    for old, (_, _, quantizer) in zip(before, network.quantizers(), strict=True):
+        assert torch.allclose(quantizer.scale, old, rtol=1e-12)
 
 
 def test_it_presses_nothing_at_0_bits() -> None:
