@@ -13,6 +13,9 @@ from bsq_lightning.quantizers import (
     PACT,
     ActivationQuantizer,
     BitPlaneQuantizer,
+    CPQQuantizer,
+    CSQQuantizer,
+    FixedPointQuantizer,
     LatentQuantizer,
     WeightQuantizer,
     relu6_or_pact,
@@ -21,7 +24,7 @@ from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from bsq_lightning.quantizers.msq import MSQQuantizer
-from bsq_lightning.regularizers import BitGroupLasso, Regularizer
+from bsq_lightning.regularizers import L1, BitGroupLasso, BitsliceL1, CSQBudget, DropBitsL0, Regularizer
 from bsq_lightning.regularizers.msq_lsb import LowestBitsL1
 
 Bounds = tuple[Tensor | float, Tensor | float]
@@ -125,6 +128,47 @@ def relaxed_dorefa(quantizer: DoReFaQuantizer) -> Tensor:
     return quantizer.scale * (2 * x - 1)
 
 
+def relaxed_csq(quantizer: CSQQuantizer) -> Tensor:
+    """The soft weight, written out; plane by plane, with f(x) = 1 / (1 + exp(-T x))."""
+    n, temperature = len(quantizer.mask), quantizer.temperature
+
+    def f(x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-temperature * x))
+
+    weight = torch.zeros(quantizer.shape, dtype=torch.float64)
+    for b in range(n):
+        bits = f(quantizer.planes[0, b]) - f(quantizer.planes[1, b])
+        weight = weight + quantizer.scale * bits * 2**b / (2**n - 1) * f(quantizer.mask[b])
+    return weight
+
+
+def bounds_of_csq(quantizer: CSQQuantizer) -> Sequence[Bounds]:
+    return [ANYWHERE, ANYWHERE, (1e-8, math.inf)]
+
+
+def move_logits(quantizer: CSQQuantizer) -> None:
+    """Logits of either sign, with some planes out."""
+    with torch.no_grad():
+        quantizer.planes.add_(torch.randn_like(quantizer.planes))
+        quantizer.mask.normal_()
+
+
+def relaxed_cpq(quantizer: CPQQuantizer) -> Tensor:
+    """The mode, with the gradient of the mean over all levels; the step's also through the levels of the mode."""
+    step, sigma, x = quantizer.log_step.exp(), quantizer.log_sigma.exp(), quantizer.latent
+    k = torch.arange(1 - 2**quantizer.most, 2**quantizer.most, dtype=torch.float64)
+    upper = torch.sigmoid((step * (k + 0.5) - x[..., None]) / sigma)
+    pi = upper - torch.sigmoid((step * (k - 0.5) - x[..., None]) / sigma)
+    pi = pi / pi.sum(-1, keepdim=True)
+    mean = (pi * k * step.detach()).sum(-1)
+    return quantizer.codes() * step + mean - mean.detach() + 0 * quantizer.logits.sum()
+
+
+def bounds_of_cpq(quantizer: CPQQuantizer) -> Sequence[Bounds]:
+    step = quantizer.log_step.detach()
+    return [ANYWHERE, ANYWHERE, (step - math.log(100), step), (-8.0, 8.0)][: len(quantizer.latents())]
+
+
 _planes = {"relaxed": relaxed_planes, "bounds": bounds_of_planes, "disturb": empty_low_planes}
 _in_scale = {"relaxed": relaxed_in_scale, "bounds": bounds_in_scale}
 _in_weight = {"relaxed": relaxed_in_weight, "bounds": bounds_in_weight}
@@ -144,12 +188,21 @@ QUANTIZERS: dict[str, Case] = {
     "dorefa_per_channel": Case(partial(DoReFaQuantizer, per_channel=True), relaxed_dorefa, anywhere, level=2,
                                rounded=lambda tensor: torch.stack([tanh_to_one(channel) for channel in tensor])),
     "msq": Case(MSQQuantizer, relaxed_in_weight, anywhere),
+    "fixed_point": Case(FixedPointQuantizer, relaxed_in_weight, lambda quantizer: [ANYWHERE]),
+    "cpq": Case(partial(CPQQuantizer, window=15), relaxed_cpq, bounds_of_cpq),
+    "cpq_dropbits": Case(partial(CPQQuantizer, window=15, dropbits=True), relaxed_cpq, bounds_of_cpq),
+    "csq": Case(CSQQuantizer, relaxed_csq, bounds_of_csq, disturb=move_logits),
 }  # fmt: skip
 
 #: Each with a quantizer that it acts on.
 REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQuantizer]]] = {
     "bit_group_lasso": (BitGroupLasso, BitPlaneQuantizer),
     "msq_lsb": (LowestBitsL1, MSQQuantizer),
+    "l1": (L1, FixedPointQuantizer),
+    "bitslice_l1": (BitsliceL1, FixedPointQuantizer),
+    "bitslice_l1_of_planes": (BitsliceL1, BitPlaneQuantizer),
+    "dropbits_l0": (DropBitsL0, partial(CPQQuantizer, dropbits=True)),
+    "csq_budget": (CSQBudget, CSQQuantizer),
 }
 
 #: Methods that train at the steps of a plain network: weights, activations, penalty; each resumes and agrees on ranks.

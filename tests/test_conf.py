@@ -26,9 +26,13 @@ FILES = sorted(
 )
 
 
-def composed(*overrides: str) -> DictConfig:
+#: Groups that are not train's, by the command that has them.
+OF_OTHERS = {"export": ("export", "run=FOLDER"), "sensitivity": ("allocate",)}
+
+
+def composed(*overrides: str, command: str = "train") -> DictConfig:
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose(command, overrides=list(overrides))
 
 
 def targets(node: Any) -> list[str]:
@@ -41,7 +45,8 @@ def targets(node: Any) -> list[str]:
 @pytest.mark.parametrize(("group", "name"), FILES, ids=["=".join(pair) for pair in FILES])
 def test_every_file_composes_and_its_targets_exist(group: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BSQ_DATA", raising=False)
-    cfg = composed(f"{group}={name}")
+    command, *more = OF_OTHERS.get(group, ("train",))
+    cfg = composed(f"{group}={name}", *more, command=command)
     for target in targets(OmegaConf.to_container(cfg, resolve=True)):
         if "TensorBoard" not in target:
             get_object(target)

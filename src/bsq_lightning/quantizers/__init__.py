@@ -3,6 +3,9 @@
 from bsq_lightning.quantizers.activation import PACT, ActivationQuantizer, ReLU6Quantizer, relu6_or_pact
 from bsq_lightning.quantizers.base import Adjustment, LatentRate, LatentStep, WeightQuantizer
 from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
+from bsq_lightning.quantizers.cpq import CPQQuantizer
+from bsq_lightning.quantizers.csq import CSQQuantizer
+from bsq_lightning.quantizers.fixed_point import FixedPointQuantizer
 from bsq_lightning.quantizers.latent import LatentQuantizer
 
 __all__ = [
@@ -10,6 +13,9 @@ __all__ = [
     "ActivationQuantizer",
     "Adjustment",
     "BitPlaneQuantizer",
+    "CPQQuantizer",
+    "CSQQuantizer",
+    "FixedPointQuantizer",
     "LatentQuantizer",
     "LatentRate",
     "LatentStep",

@@ -127,7 +127,7 @@ def _present(patterns: Sequence[str], own: Sequence[str] | None, net: nn.Module)
 def build_module(cfg: DictConfig, network: QuantizedNetwork, stage: str, num_classes: int) -> QuantModule:
     """The LightningModule of a stage."""
     settings = stage_settings(cfg, stage)
-    regularizer = instantiate(cfg.reg) if settings.regularized else None
+    regularizer = instantiate(settings.regularizer or (cfg.reg if settings.regularized else None))
     if regularizer is not None:
         regularizer.check({name: quantizer for name, _, quantizer in network.quantizers()})
     return QuantModule(

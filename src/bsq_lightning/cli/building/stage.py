@@ -17,6 +17,7 @@ class StageSettings:
         epochs: 0 leaves the stage out; None: it trains nothing (a method without training).
         quantizer: builds weight quantizers; None goes on with those of the stage before, or with float weights.
         regularized: whether the config's regularizer acts.
+        regularizer: one of the stage's own, in its place.
         adjust_every_n_epochs: interval of precision adjustments; None: none.
         rewind: whether it begins with the float weights, at the scheme found so far.
         at_start: called with the network when the stage begins: with the quantizers of the stage before, if it has
@@ -29,6 +30,7 @@ class StageSettings:
     epochs: int | None = None
     quantizer: Any = None
     regularized: bool = False
+    regularizer: Any = None
     adjust_every_n_epochs: int | None = None
     rewind: bool = False
     at_start: Any = None
