@@ -74,7 +74,9 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
         ('bit planes', 'reg.alpha', ['bits', 'finetune'])
     """
     quant = config.get("quant")
-    if not isinstance(quant, dict) or not quant or "stages" in quant:
+    if not isinstance(quant, dict) or not quant:
+        return {**config, "callbacks": _without_interval(config)} if "callbacks" in config else config
+    if "stages" in quant:
         return config
     quant = dict(quant)
     clamped, bounds = quant.pop("clamped", None), quant.pop("clamp", None)

@@ -45,7 +45,10 @@ def quantize(
         {'0': 3, '2': 3}
     """
     if isinstance(precision, Scheme):
-        precision = {name: int(bits) for name, bits in precision.precisions().items()}
+        bits = precision.precisions()
+        if mixed := [name for name, each in bits.items() if not isinstance(each, int)]:
+            raise ValueError(f"the scheme mixes bits inside {mixed[0]}: only whole bits for each layer can be trained")
+        precision = {name: int(each) for name, each in bits.items()}
     given: dict[str, Any] = {"precisions": precision} if isinstance(precision, Mapping) else {"precision": precision}
     return QuantizedNetwork(net, weight, relu6_or_pact, act_precision=act_precision, skip=skip, **given)
 
@@ -67,8 +70,14 @@ def build_optimizer(
         regularizer: another penalty in its place.
 
     Raises:
-        ValueError: an optimizer that bit planes cannot have, or a penalty with nothing to act on.
+        ValueError: an optimizer that bit planes cannot have, a penalty with nothing to act on, or quantizers that train
+            with other weights than they ship, which a plain loop does not know of.
     """
+    if not network.exact or any(quantizer.samples for _, _, quantizer in network.quantizers()):
+        raise ValueError(
+            "these quantizers train with other weights than they ship, on a schedule: train them with "
+            "python -m bsq_lightning.train, or with bsq_lightning.module.QuantModule"
+        )
     if regularizer is None and alpha:
         regularizer = BitGroupLasso(alpha)
     if regularizer is not None:
@@ -98,6 +107,7 @@ def adjust(
 @torch.no_grad()
 def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor]) -> None:
     """Fixes the ranges of activations from a few batches of images, so that results do not depend on the batch."""
+    network.hold_weights_()
     training = network.training
     network.eval()
     with network.observing():

@@ -183,7 +183,8 @@ class QuantModule(L.LightningModule):
             self._tell_progress()
         key = (stage_seed(self.seed, self.stage) * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
         torch.manual_seed((key * 1_000_003 + self.global_rank) % 2**63)
-        if not self.network.exact:
+        # Micro-batches that are accumulated are of one step, and so of one draw.
+        if batch_idx % self.trainer.accumulate_grad_batches == 0 and not self.network.exact:
             self.network.write_training_weights_(torch.Generator().manual_seed((key * 1_000_003 - 1) % 2**63))
 
     def _tell_progress(self) -> None:
@@ -248,7 +249,8 @@ class QuantModule(L.LightningModule):
         if step >= 0:
             raise NonFiniteLossError(
                 f"the loss became NaN or infinite at step {step} of stage {self.stage}: lower its learning rate "
-                f"(stages.{self.stage}.optimizer.lr) or alpha. Any checkpoint is from before that step."
+                f"(stages.{self.stage}.optimizer.lr, or quant.stages.{self.stage}.optimizer.lr where a method has its "
+                f"own) or alpha. Any checkpoint is from before that step."
             )
 
     def on_validation_epoch_start(self) -> None:

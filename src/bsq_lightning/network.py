@@ -251,7 +251,13 @@ class QuantizedNetwork(nn.Module):
         for name, parameter, old in list(self.quantizers()):
             step = old.step()
             step = step if step.dim() else float(step)
-            self.weight_quantizers[_key(name)] = weight(parameter, precision=old.precision, step=step)
+            try:
+                self.weight_quantizers[_key(name)] = weight(parameter, precision=old.precision, step=step)
+            except TypeError as error:
+                raise ValueError(
+                    f"layer {name}: the quantizer of this stage cannot begin at bits and step of the one before "
+                    f"({error}): it must take step=, or be left out (null), which goes on with that of the stage before"
+                ) from error
         self.write_weights_()
 
     @contextmanager

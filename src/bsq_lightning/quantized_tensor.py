@@ -7,7 +7,7 @@ much stays float. Schemes, sizes, cards, exporters and reports read this and nev
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,13 @@ class QuantizedTensor:
             total += groups * (shifts.group * (number + signs) + each) if number else 0
         return total
 
+    def fitting(self) -> "QuantizedTensor":
+        """With as many bits as its codes need: planes may hold larger codes than ``precision`` says between two
+        adjustments."""
+        if self.sign != "extra" or self.extra is not None or not self.codes.numel():
+            return self
+        return replace(self, precision=max(self.precision, int(self.codes.abs().max()).bit_length()))
+
     def check(self, name: str) -> None:
         """Raises ValueError, naming the tensor, for a code beyond ``precision`` bits or a step that is not finite."""
         if not bool(torch.isfinite(self.step).all()):
@@ -229,6 +236,10 @@ class QuantizedState:
     macs: Mapping[str, int] = field(default_factory=dict)
     input_bits: Mapping[str, int] = field(default_factory=dict)
     owners: Mapping[str, str] = field(default_factory=dict)
+
+    def fitting(self) -> "QuantizedState":
+        """With as many bits for each tensor as its codes need."""
+        return replace(self, tensors={name: tensor.fitting() for name, tensor in self.tensors.items()})
 
     def scheme(self) -> Scheme:
         """Bits, steps and costs of every layer as plain data."""

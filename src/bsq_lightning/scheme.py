@@ -49,6 +49,14 @@ class LayerScheme:
         """Bits of its step, or steps."""
         return self.stored[2] if self.stored else FLOAT_BITS
 
+    def at(self, precision: int | float) -> "LayerScheme":
+        """The same tensor with whole bits for every weight and a sign beside them; its steps stay as many."""
+        stored = None
+        if self.stored:
+            magnitude = math.ceil(self.size * precision)
+            stored = (magnitude, magnitude + (self.size if precision else 0), self.side_bits)
+        return replace(self, precision=precision, stored=stored)
+
     @property
     def weight_bits(self) -> float:
         """Bits of one weight with its sign, which an operation of its layer takes."""
@@ -145,7 +153,7 @@ class Scheme:
 
     def at(self, precision: int) -> "Scheme":
         """The same tensors, all at ``precision`` bits."""
-        return replace(self, layers=tuple(replace(layer, precision=precision) for layer in self.layers))
+        return replace(self, layers=tuple(layer.at(precision) for layer in self.layers))
 
     def to_json(self) -> str:
         """JSON text; ``from_json`` reads it back."""

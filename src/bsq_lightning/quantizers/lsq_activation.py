@@ -52,7 +52,7 @@ class LSQActivation(ActivationQuantizer):
         return float(self.learned_step.detach()) * self._top
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._started:
+        if not self._started and (self.training or self.observing):
             self._start(x)
         step = self.learned_step.clamp_min(SMALLEST_SCALE)
         if self.observing:

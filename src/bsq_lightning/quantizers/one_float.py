@@ -47,6 +47,13 @@ class OneFloatQuantizer(WeightQuantizer, ABC):
         saved: Any = state_dict.get(prefix + "_extra_state", self._precision)
         saved = saved.get("precision") if isinstance(saved, dict) else saved
         check_precision(f"{prefix}precision", saved, lowest=0)  # which names the tensor
+        # Whether there is a step for each channel is the checkpoint's to say: a tensor at 0 bits has one in any case.
+        channels = (self.shape[0], *[1] * (len(self.shape) - 1)) if self.shape else ()
+        for name, parameter in self.named_parameters(recurse=False):
+            kept = state_dict.get(prefix + name)
+            if name != "latent" and isinstance(kept, Tensor) and tuple(kept.shape) in ((), channels):
+                if kept.shape != parameter.shape and tuple(parameter.shape) in ((), channels):
+                    parameter.data = parameter.new_empty(kept.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

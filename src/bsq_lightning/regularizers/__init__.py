@@ -1,4 +1,4 @@
-"""Regularizers: penalties on the latents of quantizers."""
+"""Regularizers: penalties on the latents of quantizers, or on the weights."""
 
 from bsq_lightning.regularizers.base import Regularizer
 from bsq_lightning.regularizers.bit_group_lasso import BitGroupLasso

@@ -307,10 +307,9 @@ function drawPath(run) {
   Plotly.react(div, traces, layout({height: 360, hovermode: "closest", annotations, margin: {l: 56, r: 20, t: 30, b: 40}, legend: {orientation: "h", y: -.2, yanchor: "top", x: 0},
     xaxis: {title: {text: "times smaller than float, paper's counting"}, ticksuffix: "×", range: range[0]}, yaxis: {title: {text: "accuracy, %"}, range: range[1]}}), CONFIG);
 }
-function bitsOffset(run) {  // epochs before the bits stage
-  let start = 0;
-  for (const [name, epochs] of run.curves.stages) { if (name === "bits") return start; start += epochs; }
-  return 0;
+function bitsOffset(run) {  // epochs before the stage that is adjusted, which follows the float stage
+  const stages = run.curves.stages;
+  return stages.length && stages[0][0] === "float" ? stages[0][1] : 0;
 }
 function drawEpochs(run) {
   const div = $("#run [data-figure=epochs]"), adjusted = run.adjustments, c = colours();

@@ -8,7 +8,7 @@ from typing import Any
 
 from bsq_lightning.reports.settings import Setting, is_number, read_setting
 from bsq_lightning.run_folder import RunFolder
-from bsq_lightning.scheme import LayerScheme, Scheme
+from bsq_lightning.scheme import Scheme
 
 COUNTINGS = ("paper", "signed", "model")
 MAX_BITS = 16
@@ -124,7 +124,7 @@ class Run:
         bits = tuple(adjustment.after.get(layer.name, layer.precision) for layer in self.scheme.layers)
         if bits not in self._sizes_of_bits:
             layers = tuple(
-                LayerScheme(layer.name, layer.size, precision, layer.step)
+                layer if precision == layer.precision else layer.at(precision)
                 for layer, precision in zip(self.scheme.layers, bits, strict=True)
             )
             scheme = Scheme(layers, self.scheme.float_parameters, self.scheme.act_precision)

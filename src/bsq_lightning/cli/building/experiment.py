@@ -1,4 +1,4 @@
-"""Everything a run is made of. The config ends here: what comes after it asks an experiment and sees no config."""
+"""Everything a run is made of. Networks, stages and Trainers are asked of it, and not of a config."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 FLOAT = "float"
 
@@ -50,7 +50,7 @@ def stage_settings(cfg: DictConfig, name: str) -> StageSettings:
     if method is None and name != FLOAT:
         known = [FLOAT, *(cfg.quant.stages if cfg.quant else ())]
         raise ValueError(f"there is no stage {name!r} in this run; its stages are {', '.join(known)}")
-    merged = {**(method or {}), **(schedule or {})}
+    merged = _merged(method or {}, schedule or {})
     if "epochs" not in merged:
         raise ValueError(
             f"stage {name} has no epochs: set stages.{name}.epochs and stages.{name}.optimizer, or choose a file of "
@@ -58,14 +58,25 @@ def stage_settings(cfg: DictConfig, name: str) -> StageSettings:
         )
     if merged["epochs"] and not merged.get("optimizer"):
         raise ValueError(f"stage {name} has epochs, but no optimizer: set stages.{name}.optimizer")
-    own = {key: merged[key] for key in StageSettings.__dataclass_fields__ if key in merged}
+    known = [key for key in StageSettings.__dataclass_fields__ if key not in ("name", "quantizer")]
+    own = {key: merged[key] for key in known if key in merged}
     unknown = sorted(set(method or {}) - set(own))
     if unknown:
-        raise ValueError(
-            f"quant.stages.{name}.{unknown[0]} is unknown; a stage has {', '.join(StageSettings.__dataclass_fields__)}"
-        )
+        where = f"; the quantizer of this stage is quant.{name}" if unknown[0] == "quantizer" else ""
+        raise ValueError(f"quant.stages.{name}.{unknown[0]} is unknown; a stage has {', '.join(known)}{where}")
     quantizer = cfg.quant.get(name) if cfg.quant and name != FLOAT else None
     return StageSettings(**{**own, "name": name, "quantizer": quantizer})
+
+
+def _merged(method: Any, schedule: Any) -> dict[str, Any]:
+    """What a schedule says of a method's stage replaces what the method says; parts of an optimizer, part by part."""
+    merged = {**method, **schedule}
+    for key in method:
+        one, other = method.get(key), schedule.get(key)
+        if isinstance(one, DictConfig) and isinstance(other, DictConfig) and "_target_" not in other:
+            parts = [OmegaConf.to_container(part, resolve=True) for part in (one, other)]
+            merged[key] = OmegaConf.merge(*(OmegaConf.create(part) for part in parts))
+    return merged
 
 
 def quantizer_of(cfg: DictConfig, name: str) -> Any:

@@ -30,9 +30,10 @@ def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callbac
     for config in cfg.callbacks.values():
         if not config:
             continue
-        callbacks.append(
-            instantiate(config, **{key: given[key] for key in given if key in config and config[key] is None})
-        )
+        filled = {key: given[key] for key in given if key in config and config[key] is None}
+        if interval is None and str(config.get("_target_")).endswith(".PrecisionAdjustment"):
+            filled["every_n_epochs"] = None  # an interval of the user's own is for stages that adjust
+        callbacks.append(instantiate(config, **filled))
     if not {RunRecorder, ModelCheckpoint} <= {type(c) for c in callbacks}:
         raise ValueError(
             "callbacks.run_recorder and callbacks.checkpoint cannot be removed: a run could not be resumed"

@@ -1,6 +1,6 @@
 """Being one of several processes of a run: joining the others, one run folder for all, and saying it when one is lost.
 
-The processes are started by ``cli/launch_ranks.py``, by torchrun, or by SLURM's srun (submitit does that).
+The processes are started by ``cli/run/processes.py``, by torchrun, or by SLURM's srun (submitit does that).
 """
 
 import logging

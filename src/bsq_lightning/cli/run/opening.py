@@ -71,4 +71,6 @@ def open_run(run: Any, trust: Any, data_root: str | None = None, accelerator: st
     network = experiment.first_network(checkpoint["stage"], datamodule.num_classes, restored=True)
     module = experiment.module(network, checkpoint["stage"], datamodule.num_classes)
     load_state(module, checkpoint, folder.last)
+    last = (experiment.stage(checkpoint["stage"]).epochs or 1) - 1
+    network.on_epoch(checkpoint["epoch"] / last if last > 0 else 1.0)
     return OpenedRun(folder, experiment, datamodule, module, checkpoint["stage"], checkpoint["epoch"] + 1)

@@ -110,6 +110,7 @@ def _try_step(module: QuantModule, datamodule: ImageDataModule) -> Trial:
     batch = min(datamodule.batch_size, datamodule.train_size)
     few = batch if datamodule.image_size <= SMALL_IMAGE else min(batch, TRIAL_IMAGES)
     images, labels = datamodule.trial_batch(few)
+    module.network.on_epoch(0.0)
     with evaluating(module):
         outputs = module(images[:2]).shape[-1]
     if outputs != datamodule.num_classes:
@@ -119,6 +120,7 @@ def _try_step(module: QuantModule, datamodule: ImageDataModule) -> Trial:
         )
     started = computed = 0.0
     for _ in range(2):
+        module.network.write_training_weights_(torch.Generator().manual_seed(0))
         started = time.monotonic()
         loss, _ = module.loss((images, labels))
         optimizer.zero_grad()

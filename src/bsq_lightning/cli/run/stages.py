@@ -51,6 +51,8 @@ def run_stages(
         if network is None:
             network = experiment.first_network(stage, datamodule.num_classes, restored=done is not None)
         else:
+            # What is drawn when a stage begins is drawn alike in a run that resumes here.
+            L.seed_everything(stage_seed(experiment.seed, stage), workers=True, verbose=False)
             floats = folder.end_of("float")
             network = experiment.next_network(network, stage, datamodule.num_classes, floats)
         network = _run_stage(experiment, folder, datamodule, mirrors, network, stage, done)
@@ -77,6 +79,7 @@ def _run_stage(
     mirrors.begin_stage(experiment.stages[: experiment.stages.index(stage)])
     if done is not None and (epochs is None or done["epoch"] + 1 >= epochs) and "within_epoch" not in done:
         load_state(module, done, folder.last)
+        network.on_epoch(1.0)
     elif epochs is None:
         log.info("stage %s trains nothing", stage)
         experiment.calibration().calibrate_(module, datamodule)
@@ -90,7 +93,9 @@ def _run_stage(
         with network.compiled() if experiment.compile else nullcontext():
             trainer.fit(module, datamodule, ckpt_path=str(folder.last) if done is not None else None)
     if network.names() and folder.writer:
-        save_quantized(folder.quantized_file, network.state())
+        state = network.state().fitting()
+        save_quantized(folder.quantized_file, state)
+        folder.write_scheme(state.scheme().to_json())
     if stage not in folder.results():
         result = _measure(experiment, module, datamodule)
         folder.add_result(stage, result)

@@ -58,7 +58,9 @@ class Target:
     def after_adjustments(self, folder: RunFolder) -> list[float]:
         """Sizes after each adjustment so far, from the run folder."""
         key = {"kilobytes": "kilobytes_after", "mean_bits": "mean_precision_after", "gbops": "gbops_after"}[self.name]
-        return [row[key] for row in folder.adjustments()]
+        rows = folder.adjustments()
+        # Those of the stage that the search is about: the first that is adjusted.
+        return [row[key] for row in rows if row.get("stage") == rows[0].get("stage")]
 
 
 @dataclass

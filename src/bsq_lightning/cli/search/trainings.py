@@ -16,6 +16,7 @@ from bsq_lightning.cli.search.bracket import Trial
 from bsq_lightning.cli.search.budget import BudgetSearch, Target
 from bsq_lightning.cli.sweep.launch import hydra_arguments, slots_of
 from bsq_lightning.cli.sweep.points import float_command, run_points, train_command
+from bsq_lightning.cli.trust import own_packages
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,11 @@ class SearchRuns:
             raise ValueError(
                 "a search turns the knob of a method whose bits are found in training: use quant=bsq "
                 "reg=bit_group_lasso, or another method whose file names a knob (quant.knob) and a stage that adjusts"
+            )
+        if self.knob.rpartition(".")[2] != "alpha":
+            raise ValueError(
+                f"a search raises its knob until the network is small enough, and {self.knob} of this method does not "
+                "work that way: set it to what you want, and train"
             )
         if cfg.until is not None:
             raise ValueError("until belongs to the search itself: leave it out")
@@ -94,7 +100,8 @@ class SearchRuns:
             return []
         path = SweepFolder(self.path).float_stages / "shared"
         if FLOAT not in RunFolder(path).results():
-            command = float_command(path, self.overrides, self.arguments)
+            trusted = own_packages(OmegaConf.to_container(self.cfg, resolve=True))
+            command = float_command(path, self.overrides, self.arguments, trusted)
             if not run_points({path: command}, self.slots, self.path.name)[path]:
                 raise ValueError(f"the float stage failed: {(RunFolder(path).error() or {}).get('message')}")
         return [f"float_stage='{path}'"]
