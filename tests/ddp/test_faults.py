@@ -34,7 +34,7 @@ def loads(folder: Path) -> None:
 
 
 def goes_on(folder: Path, *arguments: str) -> str:
-    code, output = train("bsq_lightning.train", f"resume={folder}", *arguments)
+    code, output = train("bsq_lightning.train", f"resume={folder}", "trust=[tests]", *arguments)
     assert code == 0, output
     return output
 
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_with_nothing_before_it(tmp_path: Path) -> None:
     code, _ = train("bsq_lightning.train", *ALONE, *fault, "stages.float.epochs=2", f"hydra.run.dir={folder}")
     assert code == -signal.SIGKILL
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04")
-    code, output = train("bsq_lightning.train", f"resume={folder}")
+    code, output = train("bsq_lightning.train", f"resume={folder}", "trust=[tests]")
     assert code == 1 and "cannot be read as a checkpoint: it is damaged" in output, output
 
 

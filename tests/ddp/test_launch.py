@@ -161,7 +161,7 @@ def test_a_signal_to_one_rank_stops_both_within_the_epoch_and_nothing_is_lost(fa
     assert RunFolder(stopped).state == "unfinished" and "saved after batch" in output
     within = load_checkpoint(stopped / "checkpoints" / "last.ckpt")["within_epoch"]["batches"]
     assert 0 < within < 4
-    code, output = train("bsq_lightning.train", f"resume={stopped}")
+    code, output = train("bsq_lightning.train", f"resume={stopped}", "trust=[tests]")
     assert code == 0 and f"continues after batch {within} of epoch 2" in output, output
     same_end(whole, stopped)
 

@@ -43,7 +43,7 @@ class SearchRuns:
         stage = searched_stage(self.cfg)
         if stage is None or self.knob is None or OmegaConf.select(cfg, self.knob) is None:
             raise ValueError(
-                "a search turns the knob of a method whose bits are found in training: use quant=bsq "
+                "a search needs a bits stage, and a knob that decides what it finds: use quant=bsq "
                 "reg=bit_group_lasso, or another method whose file names a knob (quant.knob) and a stage that adjusts"
             )
         if self.knob.rpartition(".")[2] != "alpha":
