@@ -1,10 +1,8 @@
 """Bit-level sparsity quantization: a float network goes in, a mixed-precision one comes out, with one knob, alpha.
 
-Commands: ``python -m bsq_lightning.train``, ``evaluate``, ``search``, ``sweep``, ``report``. In a notebook:
-``bsq_lightning.quantize`` and what stands beside it in ``bsq_lightning.library``. The floors, each importing only from
-those beneath it: ``ops``, ``scheme``, ``models``; ``quantized_tensor`` (what a quantized network is, whoever made it);
-``quantizers``; ``network``; ``optimizer``; ``regularizers``, ``reports``, ``library``; ``module``, ``data``;
-``callbacks``, ``loggers``; ``cli``; the commands.
+Commands: ``python -m bsq_lightning.train``, ``evaluate``, ``search``, ``sweep``, ``report``, ``allocate``, ``export``,
+``verify``. In a notebook: ``bsq_lightning.quantize`` and what stands beside it in ``bsq_lightning.library``.
+README draws the floors, each importing only from those beneath it; ``make lint`` keeps them.
 """
 
 from typing import Any

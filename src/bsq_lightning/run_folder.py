@@ -1,7 +1,7 @@
 """The run folder and the sweep folder: contracts that all commands read.
 
 A run folder: ``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydra/``; ``checkpoints/last.ckpt`` (newest
-state, its stage inside) and one checkpoint for the end of each other stage, ``float.ckpt`` and ``bits.ckpt``;
+state, its stage inside), ``previous.ckpt`` and one for the end of each other stage (``float.ckpt``, ``bits.ckpt``);
 ``metrics.csv`` (every epoch), ``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found),
 ``quantized.safetensors`` (codes and steps of the newest stage's end), ``stages.json`` (results of the stages that are
 done), ``summary.json``, written last: the run is finished; ``error.json``, the failure of the last start, if it failed;
