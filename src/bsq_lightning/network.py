@@ -294,12 +294,16 @@ class QuantizedNetwork(nn.Module):
 
     def count_macs_(self, image_size: int) -> None:
         """Counts the multiply-accumulates of every layer for one image and the bits of its input, for ``state()``."""
-        self.macs = count_macs(self.net, image_size)
         layers = {name: module for name, module in self.net.named_modules() if isinstance(module, QUANTIZED_TYPES)}
         quantizers: dict[nn.Module, int] = {
             q: q.precision for q in self.activation_quantizers.values() if isinstance(q, ActivationQuantizer)
         }
+        modes = {module: module.training for module in self.modules()}
+        self.eval()  # the quantizers too, which learn from what they see in training
+        self.macs = count_macs(self.net, image_size)
         self.input_bits = bits_of_inputs(self.net, layers, quantizers, image_size)
+        for module, training in modes.items():
+            module.training = training
 
     def activations(self) -> tuple[QuantizedActivation, ...]:
         """The places where activations are quantized (reads the device)."""
