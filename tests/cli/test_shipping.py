@@ -62,7 +62,7 @@ def test_a_budget_is_allocated_and_its_scheme_is_trained(trained: Path, tmp_path
         f"model.weights={trained / 'checkpoints' / 'float.ckpt'}",
     ]  # fmt: skip
     code, output = run("allocate", *common, "target.mean_bits=2.5", f"hydra.run.dir={tmp_path / 'allocated'}")
-    assert code == 0 and "predicted rise of the loss: " in output, output
+    assert code == 0 and "predicted rise of the loss" in output, output
     scheme = Scheme.load(tmp_path / "allocated" / "scheme.json")
     assert 2.2 < scheme.mean_precision <= 2.5
     code, output = run(
