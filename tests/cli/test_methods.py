@@ -1,9 +1,6 @@
 """Every method through the commands: the whole run, killed and resumed, and on two ranks."""
 
-import csv
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,8 @@ from bsq_lightning.cli.building.networks import build_module, first_network, nex
 from bsq_lightning.cli.building.stage import planned_stages, stage_settings
 from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.quantized_tensor import load_state
-from tests.cli.commands import TINY, run, start
+from tests.cli.commands import TINY, run
+from tests.cli.test_resume import kill_when, rows, same_state
 
 #: What makes each method's run short, and the stages in which it is killed.
 METHODS: dict[str, tuple[list[str], list[str]]] = {
@@ -29,26 +27,6 @@ EACH = pytest.mark.parametrize("method", METHODS)
 
 def arguments(method: str, folder: Path) -> list[str]:
     return [*TINY, f"quant={method}", "stages.finetune.epochs=2", *METHODS[method][0], f"hydra.run.dir={folder}"]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def killed_in(stage: str, folder: Path, *given: str) -> bool:
-    """Starts (or resumes) a run and kills it once metrics show the stage; False if it ended before."""
-    process = start("train", *given)
-    deadline = time.monotonic() + 150
-    while process.poll() is None and time.monotonic() < deadline:
-        path = folder / "metrics.csv"
-        if path.exists() and f"\n{stage},0," in path.read_text():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.01)
-    assert time.monotonic() < deadline, "the run hangs"
-    return False
 
 
 @EACH
@@ -83,15 +61,13 @@ def test_killed_and_resumed_it_ends_bit_for_bit_alike(method: str, tmp_path: Pat
     code, output = run("train", *arguments(method, whole))
     assert code == 0, output
     first, *others = METHODS[method][1]
-    assert killed_in(first, killed, *arguments(method, killed))
+    assert kill_when(killed, first, 0, *arguments(method, killed))
     for stage in others:
-        killed_in(stage, killed, f"resume={killed}")
+        kill_when(killed, stage, 0, f"resume={killed}")
     code, output = run("train", f"resume={killed}")
     assert code == 0, output
     a, b = (load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (whole, killed))
-    assert a.keys() == b.keys()
-    for key, value in a.items():
-        assert torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key], key
+    same_state(a, b)
     assert rows(whole) == rows(killed)
     assert (whole / "scheme.json").read_text() == (killed / "scheme.json").read_text()
     accuracies = [json.loads((folder / "summary.json").read_text())["accuracy"] for folder in (whole, killed)]
@@ -117,4 +93,4 @@ def test_two_ranks_agree(method: str, tmp_path: Path) -> None:
 def test_another_methods_regularizer_is_refused_and_its_own_named(method: str, tmp_path: Path) -> None:
     code, output = run("train", *arguments(method, tmp_path / "run"), "reg=bit_group_lasso")
     own = next(each.removeprefix("reg=") for each in METHODS[method][0] if each.startswith("reg="))
-    assert code == 1 and f"go reg={own}" in output, output
+    assert code == 1 and f"use reg={own}" in output, output
