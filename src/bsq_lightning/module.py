@@ -15,10 +15,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from bsq_lightning.distributed import from_rank_zero_, of_all_ranks, sum_over_ranks_
 from bsq_lightning.models.classification import classification_loss, full_precision
+from bsq_lightning.models.distillation import Distillation
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.ops.hessian import hessian_traces
 from bsq_lightning.ops.streams import stage_seed
 from bsq_lightning.optimizer import LatentOptimizer
+from bsq_lightning.quantizers.damage import Damage
 from bsq_lightning.regularizers import Regularizer
 
 
@@ -64,6 +66,9 @@ class QuantModule(L.LightningModule):
         scheduler: builds the learning-rate scheduler, stepped once an epoch; None for a constant rate.
         regularizer: penalty on the latents or on the weights.
         after_step: called with the network after every step of the optimizer.
+        mix: mixes the images of a training batch, and their labels into shares ``[B, classes]``
+            (``torchvision.transforms.v2.CutMix``); None: as they are.
+        distillation: a float teacher, whose loss takes the place of the labels' or joins it; None: labels alone.
         stage: name of the stage; written into every checkpoint.
         seed: torch's generators are set from (seed, stage, epoch, batch, rank) at every step, so that a run that
             resumes anywhere draws what the run that was never stopped draws.
@@ -82,6 +87,8 @@ class QuantModule(L.LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
         regularizer: Regularizer | None = None,
         after_step: Callable[[QuantizedNetwork], None] | None = None,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        distillation: Distillation | None = None,
         stage: str = "bits",
         seed: int = 1,
     ) -> None:
@@ -93,6 +100,8 @@ class QuantModule(L.LightningModule):
         self._scheduler = scheduler
         self._regularizer = regularizer
         self._after_step = after_step
+        self.mix = mix
+        self.distillation = distillation
         self._told_epoch = -1
         self.metrics = nn.ModuleDict()
         for split in ("train", "val", "test"):
@@ -115,12 +124,15 @@ class QuantModule(L.LightningModule):
         return self.network(x)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The task loss of a batch (mean over its images) and the logits; it changes and logs nothing."""
+        """The loss of a batch that training minimises (mean over its images) and the logits; it changes and logs
+        nothing. Labels are classes ``[B]``, or shares of classes ``[B, classes]`` of mixed images."""
         images, labels = batch
-        return classification_loss(self.network(images), labels)
+        loss, logits = classification_loss(self.network(images), labels)
+        return loss if self.distillation is None else self.distillation(images, logits, loss), logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss, logits = self.loss(batch)
+        # Where images are mixed, accuracy is of the class that has the larger part of most.
+        loss, logits = self.loss(batch if self.mix is None else self.mix(*batch))
         labels = batch[1]
         first_bad = self.first_bad_step.to(loss.device)
         bad = ~torch.isfinite(loss.detach()) & (first_bad < 0)
@@ -176,6 +188,14 @@ class QuantModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.network.forget_ranges_()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimizer, LatentOptimizer):
+            optimizer.damage.begin_epoch()
+
+    def damage(self) -> dict[str, Damage]:
+        """What rounding costs every tensor, as measured in this epoch so far (reads the device)."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        return optimizer.damage.of_epoch() if isinstance(optimizer, LatentOptimizer) else {}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Here and not at the epoch's start, which a run that resumes within an epoch does not come by.

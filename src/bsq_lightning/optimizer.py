@@ -9,6 +9,7 @@ from torch.optim import SGD, Optimizer
 
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.quantizers import LatentRate, LatentStep, WeightQuantizer
+from bsq_lightning.quantizers.damage import RoundingDamage
 
 
 class Penalty(Protocol):
@@ -49,6 +50,7 @@ class LatentOptimizer(Optimizer):
         self.regularizer = regularizer
         self.after_step = after_step
         self.penalty: Tensor | None = None
+        self.damage = RoundingDamage()
         self._tensors = list(network.quantizers())
         self.quantizers = {name: quantizer for name, _, quantizer in self._tensors}
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -87,6 +89,7 @@ class LatentOptimizer(Optimizer):
                 if rate.weight_decay is not None:
                     group["weight_decay"] = rate.weight_decay
         steps = {name: self._begun(parameter, quantizer) for name, parameter, quantizer in self._tensors}
+        self.damage.add_(steps)
         if self.regularizer is not None:
             self.penalty = self.regularizer.add_gradient_(steps)
         own: dict[type[WeightQuantizer], list[LatentStep]] = {}
@@ -121,13 +124,15 @@ class LatentOptimizer(Optimizer):
         self.inner.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Both the planes' momentum and the inner optimizer's state."""
-        return {**super().state_dict(), "inner": self.inner.state_dict()}
+        """The planes' momentum, the inner optimizer's state and what is measured."""
+        return {**super().state_dict(), "inner": self.inner.state_dict(), "damage": self.damage.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores ``state_dict()``."""
         state_dict = dict(state_dict)
         self.inner.load_state_dict(state_dict.pop("inner"))
+        if "damage" in state_dict:  # absent in checkpoints of version 0.1
+            self.damage.load_state_dict(state_dict.pop("damage"))
         super().load_state_dict(state_dict)
 
 

@@ -88,6 +88,10 @@ class RunFolder:
         return self.checkpoints / f"{stage}.ckpt"
 
     @property
+    def damage_file(self) -> Path:
+        return self.path / "damage.json"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.csv"
 
@@ -155,6 +159,16 @@ class RunFolder:
         if self.writer:
             copy_whole(self.last, self.end_of(stage))
 
+    def write_damage(self, stage: str, epoch: int, losses: dict[str, float]) -> None:
+        """Keeps what rounding cost every tensor in the newest epoch of each stage, in units of the training loss."""
+        if self.writer:
+            row = {"epoch": epoch, "total": sum(losses.values()), "layers": losses}
+            write_whole(self.damage_file, json.dumps({**self.damage(), stage: row}, indent=1))
+
+    def damage(self) -> dict[str, Any]:
+        """By stage: ``epoch`` (from 0), ``total`` and ``layers``; empty where nothing was measured."""
+        return json.loads(self.damage_file.read_text()) if self.damage_file.exists() else {}
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``: from now on the run is finished."""
         if self.writer:
@@ -189,12 +203,15 @@ class RunFolder:
         """Appends a row to ``adjustments.jsonl``; it has at least ``stage`` and ``epoch``."""
         append_line(self.adjustments_file, json.dumps(row))
 
-    def cut_adjustments(self, stage: str, epoch: int) -> None:
-        """Drops the rows of ``adjustments.jsonl`` from this epoch of this stage on, which are trained again."""
+    def cut_adjustments(self, stage: str, epoch: int, step: int = 0) -> None:
+        """Drops the rows of ``adjustments.jsonl`` that are trained again: those of this stage from this epoch on; of
+        adjustments within an epoch, those behind so many steps of the optimizer."""
 
         def place(line: str) -> tuple[str, int]:
             row = json.loads(line)
-            return row.get("stage", stage), row["epoch"]  # when bits were the only stage, rows did not name it
+            again = row["step"] > step if "step" in row else row["epoch"] >= epoch
+            # When bits were the only stage, rows did not name it.
+            return row.get("stage", stage), max(epoch, row["epoch"]) if again else -1
 
         cut_lines(self.adjustments_file, _before(stage, epoch, place))
 

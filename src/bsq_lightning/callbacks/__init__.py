@@ -2,6 +2,7 @@
 
 from bsq_lightning.callbacks.epoch_line import EpochLine
 from bsq_lightning.callbacks.precision_adjustment import PrecisionAdjustment
+from bsq_lightning.callbacks.precision_allocation import PrecisionAllocation
 from bsq_lightning.callbacks.preemption import Preempted, Preemption
 from bsq_lightning.callbacks.range_calibration import RangeCalibration
 from bsq_lightning.callbacks.rank_agreement import RankAgreement, RankMismatchError
@@ -11,6 +12,7 @@ from bsq_lightning.callbacks.skipped_images import SkippedImages
 __all__ = [
     "EpochLine",
     "PrecisionAdjustment",
+    "PrecisionAllocation",
     "Preempted",
     "Preemption",
     "RangeCalibration",

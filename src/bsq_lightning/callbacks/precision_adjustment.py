@@ -23,8 +23,9 @@ class PrecisionAdjustment(L.Callback):
     It works at the end of the training epoch, before recorder and checkpoint, so that what is on disk is what is
     live. Momentum of all parameters is dropped where a quantizer asks for it (bit planes do). Every adjustment is
     audited: the largest relative change of a weight (an error above 1e-6, unless the quantizer says why it may move),
-    validation accuracy before and after, bits saved, layers touched, and what each quantizer tells of itself (the
-    norms of planes). One line goes to the log, one row to ``adjustments.jsonl``.
+    validation accuracy before and after, bits saved, layers touched, what the rounding of each layer cost the loss in
+    this epoch (``quantizers/damage.py``), and what each quantizer tells of itself (the norms of planes). One line goes
+    to the log, one row to ``adjustments.jsonl``.
 
     Args:
         every_n_epochs: the interval k; None in a stage that is not adjusted.
@@ -57,6 +58,7 @@ class PrecisionAdjustment(L.Callback):
         before = network.scheme()
         old = [parameter.detach().clone() for _, parameter, _ in network.quantizers()]
         accuracy = trainer.callback_metrics.get("val/acc")
+        damage = pl_module.damage()
         done = network.adjust_precision_()
         changes = _largest_changes(pl_module, old)
         if any(each.forget_momentum for each in done.values()):
@@ -81,7 +83,11 @@ class PrecisionAdjustment(L.Callback):
             "mean_precision_after": after.mean_precision,
             "kilobytes_after": after.bits("model") / 8000,
             "gbops_after": after.gbops,
-            "layers": {name: {"from": was[name], "to": now[name], **done[name].audit} for name in now},
+            "layers": {
+                name: {"from": was[name], "to": now[name], **done[name].audit}
+                | ({"damage": damage[name].loss} if name in damage else {})
+                for name in now
+            },
         }
         if self.folder and trainer.is_global_zero:
             self.folder.add_adjustment(row)

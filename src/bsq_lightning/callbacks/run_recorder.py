@@ -52,3 +52,6 @@ class RunRecorder(L.Callback):
         })  # fmt: skip
         if scheme.layers:
             self.folder.write_scheme(scheme.to_json())
+        if damage := pl_module.damage():
+            losses = {name: each.loss for name, each in damage.items()}
+            self.folder.write_damage(pl_module.stage, trainer.current_epoch, losses)

@@ -14,7 +14,7 @@ from typing import Any
 #: Rooms of this package that hold parts; no command and no writer of files is in them.
 ROOMS = (
     "models", "quantizers", "regularizers", "callbacks", "data", "loggers", "post_training", "exporters",
-    "reference_2021",
+    "sensitivity", "reference_2021",
 )  # fmt: skip
 #: Exact names that are always allowed.
 NAMES = ("lightning.Trainer", "lightning.pytorch.Trainer", "timm.create_model", "datetime.timedelta")
@@ -50,6 +50,7 @@ PLACES: dict[str, Callable[[Any, str], bool]] = {
     "torch.optim": _bases("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
     "torch.nn": _bases("torch.nn.Module"),
     "torchvision.models": _model,
+    "torchvision.transforms.v2": _bases("torchvision.transforms.v2.Transform"),
     "timm.models": _model,
     "torchmetrics": _bases("torchmetrics.Metric"),
 }

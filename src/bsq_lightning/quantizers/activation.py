@@ -9,7 +9,7 @@ from bsq_lightning.distributed import largest_over_ranks_
 from bsq_lightning.quantizers.base import LatentRate, check_precision
 
 
-class _RoundToSteps(torch.autograd.Function):
+class RoundToSteps(torch.autograd.Function):
     """``round(x / step) * step`` with the gradient of the identity."""
 
     @staticmethod
@@ -69,7 +69,7 @@ class ActivationQuantizer(nn.Module):
             step = size.div(2**self.precision - 1).to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny)
         if not self.training:
             x = torch.clamp(x, -size.to(x.dtype), size.to(x.dtype))
-        return _RoundToSteps.apply(x, step)  # type: ignore[return-value]
+        return RoundToSteps.apply(x, step)  # type: ignore[return-value]
 
     def after_layer(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Forward hook: quantizes what the module (a ReLU) returns."""

@@ -122,6 +122,10 @@ class WeightQuantizer(nn.Module, ABC):
         """What this tensor is, for all that comes after training."""
         return QuantizedTensor(self.codes().to(torch.int32), self.step(), self.precision)
 
+    def relaxed(self) -> Tensor | None:
+        """The real tensor that ``weight()`` rounds, shape of W; None where there is none (soft bits, random grids)."""
+        return None
+
     @property
     def exact(self) -> bool:
         """Whether training computes with ``weight()`` itself now."""

@@ -86,6 +86,10 @@ class BitPlaneQuantizer(WeightQuantizer):
         codes = merge_planes(self.planes.detach()).round_()
         return codes.clamp_(-levels(self.precision), levels(self.precision)) if self._clips else codes
 
+    def relaxed(self) -> Tensor:
+        """The sum of the planes, before it is rounded to codes."""
+        return merge_planes(self.planes.detach()) * self.step()
+
     @property
     def _clips(self) -> bool:
         return self.clip_always or self.precision >= self.max_precision

@@ -120,6 +120,9 @@ class CPQQuantizer(WeightQuantizer):
     def codes(self) -> Tensor:
         return quantize(self.latent.detach(), self.step(), self.precision)
 
+    def relaxed(self) -> Tensor | None:
+        return None if self.drops else self.latent.detach()
+
     @property
     def exact(self) -> bool:
         return not self.drops

@@ -78,6 +78,10 @@ class DoReFaQuantizer(OneFloatQuantizer):
         x = squashed / (2 * self._largest(squashed)) + 0.5
         return (x * self._top).round_().mul_(2).sub_(self._top)
 
+    def relaxed(self) -> Tensor:
+        squashed = self.latent.detach().tanh()
+        return squashed * (self.scale.detach() / self._largest(squashed))
+
     def step(self) -> Tensor:
         """Half the distance of two neighbouring levels."""
         return self.scale.detach() / self._top if self.precision else self.scale.detach() * 0

@@ -58,6 +58,9 @@ class FixedPointQuantizer(WeightQuantizer):
     def codes(self) -> Tensor:
         return quantize(self.latent.detach(), self.step(), self.precision)
 
+    def relaxed(self) -> Tensor:
+        return self.latent.detach()
+
     def latents(self) -> Sequence[nn.Parameter]:
         return (self.latent,)
 

@@ -68,6 +68,10 @@ class LatentQuantizer(OneFloatQuantizer):
             return torch.zeros_like(self.latent)
         return quantize(self.latent.detach(), self._latent_step(), self.precision)
 
+    def relaxed(self) -> Tensor:
+        latent = self.latent.detach()
+        return latent * self.scale.detach() if self.units == "scale" and self.precision else latent
+
     def latents(self) -> Sequence[nn.Parameter]:
         if not self.precision:
             return ()

@@ -37,6 +37,9 @@ class OneFloatQuantizer(WeightQuantizer, ABC):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.latent.shape)
 
+    def relaxed(self) -> Tensor | None:
+        return self.latent.detach()
+
     def get_extra_state(self) -> Any:
         return self._precision
 

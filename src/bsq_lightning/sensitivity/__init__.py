@@ -5,6 +5,7 @@ from bsq_lightning.sensitivity.base import CostTable, Sensitivity, squared_error
 from bsq_lightning.sensitivity.fisher import Fisher
 from bsq_lightning.sensitivity.hutchinson import Hutchinson
 from bsq_lightning.sensitivity.measured import Measured
+from bsq_lightning.sensitivity.water_filling import WaterFilling
 
 __all__ = [
     "Allocation",
@@ -14,6 +15,7 @@ __all__ = [
     "Measured",
     "Sensitivity",
     "Surroundings",
+    "WaterFilling",
     "allocate",
     "squared_errors",
 ]

@@ -60,7 +60,7 @@ def allocate(
     budget is kept to the bit. Every tensor is free, first and last layers included, unless ``fixed`` names it.
 
     Args:
-        table: costs.
+        table: costs; an infinite one forbids its choice.
         budget: mean bits of magnitude over the quantized weights; or kilobytes (1000 bytes) of the whole model, signs,
             steps and float parameters included (``Scheme.bits("model")``); or 1e9 bit operations of one image
             (``Scheme.gbops``).
@@ -88,6 +88,7 @@ def allocate(
         raise ValueError(f"fixed names tensors and bits of the table; it has no {', '.join(unknown)}")
     weights = _sizes(table, unit, around)
     allowed = np.array([[fixed.get(name, n) == n for n in table.bits] for name in table.names])
+    allowed &= np.isfinite(np.array(table.costs.tolist()))
 
     least = [
         min(int(w) for w, free in zip(row, ok, strict=True) if free) for row, ok in zip(weights, allowed, strict=True)
@@ -112,17 +113,16 @@ def _solve(costs: np.ndarray, weights: Sequence[Sequence[int]], limit: int, allo
     # Small whole numbers, and costs of a size at which the solver's absolute tolerance of 1e-6 is nothing.
     unit = math.gcd(*(w for row in weights for w in row)) or 1
     whole = np.array([[w // unit for w in row] for row in weights], dtype=np.float64)
-    costs = costs - costs.min(1, keepdims=True)
-    costs = costs * (1e6 / max(np.where(allowed, costs, 0).max(), np.finfo(float).tiny))
+    costs = np.where(allowed, costs - costs.min(1, keepdims=True), 0)
+    costs = costs * (1e6 / max(costs.max(), np.finfo(float).tiny))
     choose = LinearConstraint(np.kron(np.eye(rows), np.ones(columns)), 1, 1)
-    never = LinearConstraint((~allowed).ravel().astype(float), 0, 0)
     room = limit // unit
     while True:
         found = milp(
             costs.ravel(),
             integrality=np.ones(costs.size),
-            bounds=Bounds(0, 1),
-            constraints=[choose, never, LinearConstraint(whole.ravel(), -np.inf, room)],
+            bounds=Bounds(0, allowed.ravel().astype(float)),
+            constraints=[choose, LinearConstraint(whole.ravel(), -np.inf, room)],
             options={"mip_rel_gap": 0.0, "presolve": False},  # with it, HiGHS prints to the screen now and then
         )
         if found.x is None:

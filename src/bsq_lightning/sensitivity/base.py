@@ -55,7 +55,7 @@ class Sensitivity(Protocol):
 
 
 @torch.no_grad()
-def squared_errors(weights: NamedWeights, bits: Sequence[int]) -> tuple[Tensor, Tensor]:
+def squared_errors(weights: Sequence[tuple[str, Tensor]], bits: Sequence[int]) -> tuple[Tensor, Tensor]:
     """``min_step ||W - W_n||^2`` at n bits of magnitude, and the step: both float64 ``[tensors, bits]``, on the CPU.
 
     The step is the one of ``ops.uniform.mse_step``. At 0 bits the error is ``||W||^2`` and the step 0.

@@ -110,6 +110,10 @@ class Experiment:
     def module(self, network: QuantizedNetwork, stage: str, num_classes: int) -> QuantModule:
         return networks.build_module(self.cfg, network, stage, num_classes)
 
+    def teach(self, module: QuantModule, stage: str, num_classes: int, float_weights: Path | None) -> None:
+        """Gives a module that will be trained its float teacher, if the run has one."""
+        module.distillation = networks.build_distillation(self.cfg, stage, num_classes, float_weights)
+
     def callbacks(self, folder: Path, stage: str) -> list[L.Callback]:
         return trainers.build_callbacks(self.cfg, folder, stage)
 

@@ -9,9 +9,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from bsq_lightning.cli.building.stage import has_float_weights, quantizer_of, stage_settings
+from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, quantizer_of, stage_settings
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.models import load_float_weights
+from bsq_lightning.models.distillation import Distillation
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.scheme import Scheme
@@ -137,6 +138,26 @@ def build_module(cfg: DictConfig, network: QuantizedNetwork, stage: str, num_cla
         scheduler=instantiate(settings.scheduler),
         regularizer=regularizer,
         after_step=instantiate(settings.after_step),
+        mix=None if stage == FLOAT else instantiate(cfg.get("mix"), num_classes=num_classes),
         stage=stage,
         seed=cfg.seed,
     )
+
+
+def build_distillation(
+    cfg: DictConfig, stage: str, num_classes: int, float_weights: Path | None
+) -> Distillation | None:
+    """The float teacher of a stage, if the config has one: the network that the run quantizes, before that.
+
+    Args:
+        float_weights: checkpoint of this run's float stage; where there is none (a trial), the teacher is random
+            unless the model comes with its own weights.
+    """
+    if not cfg.get("distill") or stage == FLOAT:
+        return None
+    net = build_net(cfg, num_classes)
+    if not has_float_weights(cfg) and float_weights is not None:
+        load_float_weights(net, float_weights)
+    if cfg.get("channels_last"):
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return instantiate(cfg.distill, teacher=net)

@@ -19,6 +19,7 @@ class StageSettings:
         regularized: whether the config's regularizer acts.
         regularizer: one of the stage's own, in its place.
         adjust_every_n_epochs: interval of precision adjustments; None: none.
+        allocator: exchanges bits between layers while the stage trains.
         rewind: whether it begins with the float weights, at the scheme found so far.
         at_start: called with the network when the stage begins: with the quantizers of the stage before, if it has
             any, before its own take over; it writes the weights that it changes.
@@ -32,6 +33,7 @@ class StageSettings:
     regularized: bool = False
     regularizer: Any = None
     adjust_every_n_epochs: int | None = None
+    allocator: Any = None
     rewind: bool = False
     at_start: Any = None
     after_step: Any = None
@@ -110,6 +112,6 @@ def planned_stages(cfg: DictConfig) -> list[str]:
 
 
 def searched_stage(cfg: DictConfig) -> str | None:
-    """The stage in which the method's knob decides the size: the last that is adjusted or regularized."""
+    """The stage in which the method's knob decides the size: the last that is adjusted, regularized or allocated."""
     settings = [stage_settings(cfg, stage) for stage in planned_stages(cfg)]
-    return next((s.name for s in reversed(settings) if s.regularized or s.adjust_every_n_epochs), None)
+    return next((s.name for s in reversed(settings) if s.regularized or s.adjust_every_n_epochs or s.allocator), None)

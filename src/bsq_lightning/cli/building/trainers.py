@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
-from bsq_lightning.callbacks import RangeCalibration, RunRecorder
+from bsq_lightning.callbacks import PrecisionAllocation, RangeCalibration, RunRecorder
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO
 from bsq_lightning.cli.building.stage import stage_settings
 from bsq_lightning.cli.config import instantiate
@@ -24,9 +24,12 @@ def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callbac
 
     What they leave open (null) is filled in: the run folder for those that write, and the stage's interval.
     """
-    interval = stage_settings(cfg, stage).adjust_every_n_epochs
+    settings = stage_settings(cfg, stage)
+    interval = settings.adjust_every_n_epochs
     given = {"folder": str(folder), "dirpath": str(folder / "checkpoints"), "every_n_epochs": interval}
-    callbacks = []
+    callbacks: list[L.Callback] = []
+    if settings.allocator:
+        callbacks.append(PrecisionAllocation(instantiate(settings.allocator), str(folder)))
     for config in cfg.callbacks.values():
         if not config:
             continue

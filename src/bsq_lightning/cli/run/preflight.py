@@ -53,6 +53,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                 rows.append((f"stage {stage}", "trains nothing"))
                 rows.extend(_layers(module))
                 continue
+            experiment.teach(module, stage, datamodule.num_classes, None)
             with alone():
                 trial = _try_step(module, datamodule)
                 held = stage_memory(

@@ -86,6 +86,7 @@ def _run_stage(
         if folder.writer:
             save_weights(module, stage, folder.last)
     else:
+        experiment.teach(module, stage, datamodule.num_classes, folder.end_of("float"))
         trainer = experiment.trainer(
             max_epochs=epochs, callbacks=experiment.callbacks(folder.path, stage), logger=mirrors.loggers or False
         )
