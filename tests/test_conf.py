@@ -27,7 +27,7 @@ FILES = sorted(
 
 
 #: Groups that are not train's, by the command that has them.
-OF_OTHERS = {"export": ("export", "run=FOLDER"), "sensitivity": ("allocate",)}
+OF_OTHERS = {"export": ("export", "run=FOLDER"), "sensitivity": ("allocate",), "ptq": ("ptq",)}
 
 
 def composed(*overrides: str, command: str = "train") -> DictConfig:

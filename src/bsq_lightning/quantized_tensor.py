@@ -275,9 +275,8 @@ def save_state(path: str | Path, state: QuantizedState) -> None:
     notes: dict[str, Any] = {}
     for name, tensor in state.tensors.items():
         tensor.check(name)
-        arrays[f"{name}:codes"] = _smallest(tensor.codes)
-        arrays[f"{name}:step"] = tensor.step.detach().cpu().contiguous()
-        notes[name] = {"precision": tensor.precision, "sign": tensor.sign} | _describe(name, tensor.extra, arrays)
+        parts, notes[name] = to_parts(tensor)
+        arrays |= {f"{name}:{key}": part.cpu() for key, part in parts.items()}
     network = {key: value for key, value in asdict(_without_tensors(state)).items() if key != "tensors"}
     metadata = {"format": FORMAT, "tensors": json.dumps(notes), "network": json.dumps(network)}
     write_whole(path, save(arrays, metadata))
@@ -300,20 +299,12 @@ def load_state(path: str | Path) -> QuantizedState:
                 raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         notes, network = json.loads(metadata["tensors"]), json.loads(metadata["network"])
-        tensors = {}
-        for name, note in notes.items():
-            codes = arrays[f"{name}:codes"].to(torch.int32)
-            precision = note["precision"]
-            if (
-                isinstance(precision, bool)
-                or not isinstance(precision, (int, float))
-                or not 0 <= precision <= FLOAT_BITS
-            ):
-                raise ValueError(f"{name} has a precision of {precision!r}")
-            tensors[name] = QuantizedTensor(
-                codes, arrays[f"{name}:step"], precision, note["sign"], _restore(name, note, arrays)
+        tensors = {
+            name: from_parts(
+                name, {k.removeprefix(f"{name}:"): a for k, a in arrays.items() if k.startswith(f"{name}:")}, note
             )
-            tensors[name].check(name)
+            for name, note in notes.items()
+        }
         activations = tuple(QuantizedActivation(**each) for each in network.pop("activations"))
         return QuantizedState(tensors, activations, **network)
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
@@ -327,30 +318,52 @@ def _without_tensors(state: QuantizedState) -> QuantizedState:
     )  # fmt: skip
 
 
-def _describe(name: str, extra: Extra | None, arrays: dict[str, Tensor]) -> dict[str, Any]:
-    """What the metadata say of a method's own part; its tensors go into ``arrays``."""
-    if extra is None:
-        return {}
-    kind = type(extra).__name__.lower()
-    plain: dict[str, Any] = {}
-    for key, value in vars(extra).items():
+def to_parts(tensor: QuantizedTensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A tensor as arrays (``codes``, ``step``, ``points.codes``, ...) and what else there is to say, as JSON has it.
+
+    Example:
+        >>> parts, note = to_parts(QuantizedTensor(torch.tensor([3, 1], dtype=torch.int32), torch.tensor(0.5), 2))
+        >>> list(parts), parts["codes"].dtype, note
+        (['codes', 'step'], torch.int8, {'precision': 2, 'sign': 'extra'})
+    """
+    parts = {"codes": _smallest(tensor.codes), "step": tensor.step.detach().contiguous()}
+    note: dict[str, Any] = {"precision": tensor.precision, "sign": tensor.sign}
+    if tensor.extra is None:
+        return parts, note
+    kind = type(tensor.extra).__name__.lower()
+    note[kind] = {}
+    for key, value in vars(tensor.extra).items():
         if isinstance(value, Tensor):
             whole = not value.is_floating_point()
-            arrays[f"{name}:{kind}.{key}"] = _smallest(value) if whole else value.detach().cpu().contiguous()
+            parts[f"{kind}.{key}"] = _smallest(value) if whole else value.detach().contiguous()
         else:
-            plain[key] = value
-    return {kind: plain}
+            note[kind][key] = value
+    return parts, note
 
 
-def _restore(name: str, note: dict[str, Any], arrays: dict[str, Tensor]) -> Extra | None:
+def from_parts(name: str, parts: Mapping[str, Tensor], note: Mapping[str, Any]) -> QuantizedTensor:
+    """The tensor that ``to_parts`` took apart, checked.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: the parts are not those of a tensor.
+    """
+    precision = note["precision"]
+    if isinstance(precision, bool) or not isinstance(precision, (int, float)) or not 0 <= precision <= FLOAT_BITS:
+        raise ValueError(f"{name} has a precision of {precision!r}")
+    codes, extra = parts["codes"].to(torch.int32), _restore(name, note, parts)
+    tensor = QuantizedTensor(codes, parts["step"], precision, note["sign"], extra)
+    tensor.check(name)
+    return tensor
+
+
+def _restore(name: str, note: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Extra | None:
     for made in (Points, Shifts, Planes, Grid):
         kind = made.__name__.lower()
         if kind in note:
             given = dict(note[kind])
-            start = f"{name}:{kind}."
-            for key, value in arrays.items():
-                if key.startswith(start):
-                    given[key.removeprefix(start)] = value if value.is_floating_point() else value.to(torch.int32)
+            for key, value in parts.items():
+                if key.startswith(f"{kind}."):
+                    given[key.removeprefix(f"{kind}.")] = value if value.is_floating_point() else value.to(torch.int32)
             if made is Planes and not all(isinstance(b, int) and 0 <= b < FLOAT_BITS for b in given["alive"]):
                 raise ValueError(f"{name} has bit positions outside 0 to {FLOAT_BITS - 1}")
             return made(tuple(given["alive"])) if made is Planes else made(**given)
@@ -361,7 +374,7 @@ def _smallest(codes: Tensor) -> Tensor:
     """The same integers in the smallest type that holds them."""
     low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
     dtype = next(t for t in CODE_DTYPES if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max)
-    return codes.detach().to("cpu", dtype).contiguous()
+    return codes.detach().to(dtype).contiguous()
 
 
 def _broadcasts(step: Tensor, codes: Tensor) -> bool:

@@ -32,7 +32,7 @@ def settled_config(cfg: DictConfig, kept: Any = None) -> DictConfig:
     """The config resolved, with absolute paths; ``kept`` is what the run folder has, if it was started before."""
     settled = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     assert isinstance(settled, DictConfig)
-    for key in ("data.root", "model.weights", "scheme", "quant.scheme", "float_stage"):
+    for key in ("data.root", "model.weights", "scheme", "quant.scheme", "float_stage", "run"):
         path = OmegaConf.select(settled, key)
         if path and (key != "model.weights" or not str(path).isidentifier()):
             OmegaConf.update(settled, key, str(Path(path).expanduser().absolute()))

@@ -58,6 +58,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
+    if isinstance(content, Mapping) and (own := {k: v for k, v in content.items() if str(k).startswith(OWN_PREFIX)}):
+        content = own  # beside them are the quantizers' own, which need not be tensors
     is_state = isinstance(content, Mapping) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     )

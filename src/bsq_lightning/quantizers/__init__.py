@@ -6,6 +6,7 @@ from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
 from bsq_lightning.quantizers.cpq import CPQQuantizer
 from bsq_lightning.quantizers.csq import CSQQuantizer
 from bsq_lightning.quantizers.fixed_point import FixedPointQuantizer
+from bsq_lightning.quantizers.held import HeldTensor
 from bsq_lightning.quantizers.latent import LatentQuantizer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "CPQQuantizer",
     "CSQQuantizer",
     "FixedPointQuantizer",
+    "HeldTensor",
     "LatentQuantizer",
     "LatentRate",
     "LatentStep",

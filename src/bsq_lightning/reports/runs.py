@@ -182,7 +182,13 @@ def _read_metrics(run: Run) -> None:
     run.metrics = {name: [] for name in ("stage", *CURVES)}
     path = run.path / "metrics.csv"
     if not path.exists():
-        if run.state != "failed" and not (run.summary and run.setting and run.setting.method == "float"):
+        epochs = run.summary.get("epochs")
+        untrained = isinstance(epochs, dict) and not any(epochs.values())  # a method without training has none
+        if (
+            run.state != "failed"
+            and not untrained
+            and not (run.summary and run.setting and run.setting.method == "float")
+        ):
             run.problems.append("metrics.csv is missing: no epoch was recorded")
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

@@ -1,5 +1,6 @@
 """Everything a run is made of. Networks, stages and Trainers are asked of it, and not of a config."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from bsq_lightning.callbacks import RangeCalibration
-from bsq_lightning.cli.building import data, networks, trainers
+from bsq_lightning.cli.building import data, networks, post_training, trainers
 from bsq_lightning.cli.building.stage import (
     FLOAT,
     StageSettings,
@@ -23,6 +24,9 @@ from bsq_lightning.cli.config import instantiate
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.post_training import PostTrainingMethod
+from bsq_lightning.quantized_tensor import QuantizedTensor
+from bsq_lightning.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,23 @@ class Experiment:
         """What the run's method says of itself: its name, its one knob, and whether it is a line to beat."""
         quant = self.cfg.quant or {"method": "float"}
         return {"name": quant["method"], "knob": quant.get("knob"), "baseline": bool(quant.get("baseline"))}
+
+    @property
+    def quantizes_without_training(self) -> bool:
+        return bool(self.cfg.get("ptq"))
+
+    @property
+    def calibration_images(self) -> int:
+        """Training images that a method without training looks at."""
+        return self.cfg.images
+
+    @property
+    def source(self) -> tuple[RunFolder, Path] | None:
+        """Run folder and checkpoint that a method without training began with."""
+        return post_training.source_of(self.cfg)
+
+    def methods(self, names: Sequence[str], codes: Mapping[str, QuantizedTensor]) -> dict[str, PostTrainingMethod]:
+        return post_training.methods_of(self.cfg, names, codes)
 
     def datamodule(self) -> ImageDataModule:
         return data.build_datamodule(self.cfg)

@@ -15,13 +15,14 @@ from bsq_lightning.models import load_float_weights
 from bsq_lightning.models.distillation import Distillation
 from bsq_lightning.module import QuantModule
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.post_training import fold_batch_norm_
 from bsq_lightning.scheme import Scheme
 
 _NOT_ARGUMENTS = ("weights", "shortcuts", "float_activations")
 
 
 def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> nn.Module:
-    """The plain float network, with its float weights where some are given."""
+    """The plain float network, with its float weights where some are given; folded, where that is asked for."""
     model = {key: value for key, value in cfg.model.items() if key not in _NOT_ARGUMENTS}
     weights = cfg.model.get("weights")
     # torchvision has names for its weights, DEFAULT or IMAGENET1K_V2; a file has a folder or an ending.
@@ -37,6 +38,8 @@ def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> n
         )
     if with_weights and weights and not named:
         load_float_weights(net, weights)
+    if cfg.get("fold"):
+        fold_batch_norm_(net)
     return net
 
 

@@ -9,6 +9,7 @@ from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.run.float_stage import take_float_stage
 from bsq_lightning.cli.run.joining import joined
 from bsq_lightning.cli.run.mirrors import Mirrors, build_loggers, mirrored
+from bsq_lightning.cli.run.post_training import quantize_without_training
 from bsq_lightning.cli.run.preflight import preflight
 from bsq_lightning.cli.run.stages import run_stages
 from bsq_lightning.cli.run.summary_table import print_summary
@@ -47,6 +48,9 @@ def _run(cfg: DictConfig, folder: RunFolder) -> None:
             take_float_stage(cfg, folder)
     experiment = Experiment(cfg)
     build_loggers(cfg, folder)  # a missing package is found here; nothing is connected
+    with going_first(folder.writer):
+        if folder.writer:
+            quantize_without_training(experiment, folder)
     datamodule = preflight(experiment, folder)
     if experiment.only_preflight:
         return

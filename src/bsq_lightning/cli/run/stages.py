@@ -132,7 +132,8 @@ def _measure(experiment: Experiment, module: QuantModule, datamodule: ImageDataM
 
 def _record_float(experiment: Experiment, folder: RunFolder, datamodule: ImageDataModule) -> None:
     """Accuracy of given float weights, and right after quantizing them, before any training."""
-    missing = [name for name in ("float", "quantized_before_training") if name not in folder.results()]
+    names = ("float",) if experiment.quantizes_without_training else ("float", "quantized_before_training")
+    missing = [name for name in names if name not in folder.results()]
     if not missing or not experiment.has_float_weights:
         return
     net = experiment.net(datamodule.num_classes)
