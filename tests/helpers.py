@@ -20,6 +20,8 @@ from bsq_lightning.quantizers import (
     WeightQuantizer,
     relu6_or_pact,
 )
+from bsq_lightning.quantizers.allocated import AllocatedQuantizer
+from bsq_lightning.quantizers.clipped_activation import ClippedActivation
 from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
@@ -182,6 +184,7 @@ QUANTIZERS: dict[str, Case] = {
     "latent_weight_per_channel": Case(
         partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
     ),
+    "allocated": Case(AllocatedQuantizer, relaxed_in_weight, anywhere),
     "lsq": Case(partial(LSQQuantizer, step_lr_factor=0.5), relaxed_lsq, bounds_of_lsq),
     "lsq_per_channel": Case(partial(LSQQuantizer, per_channel=True), relaxed_lsq, bounds_of_lsq),
     "dorefa": Case(DoReFaQuantizer, relaxed_dorefa, anywhere, rounded=tanh_to_one, level=2),
@@ -209,6 +212,7 @@ REGULARIZERS: dict[str, tuple[Callable[..., Regularizer], Callable[..., WeightQu
 METHODS: dict[str, tuple[Callable[..., WeightQuantizer], Callable[..., ActivationQuantizer], Regularizer | None]] = {
     "lsq": (LSQQuantizer, relu6_or_pact, None),
     "lsq_per_channel": (partial(LSQQuantizer, per_channel=True), relu6_or_pact, None),
+    "clipped_activation": (LSQQuantizer, ClippedActivation, None),
     "lsq_activation": (LSQQuantizer, LSQActivation, None),
     "dorefa": (DoReFaQuantizer, relu6_or_pact, None),
     "pact": (partial(DoReFaQuantizer, scale="fit"), PACT, None),

@@ -1,0 +1,153 @@
+"""Water filling: what it decides, that it reaches its size, and that a run which is killed decides the same."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from bsq_lightning.quantizers import BitPlaneQuantizer, LatentStep
+from bsq_lightning.quantizers.allocated import AllocatedQuantizer
+from bsq_lightning.quantizers.damage import RoundingDamage
+from bsq_lightning.sensitivity import WaterFilling
+
+
+def layers(*sizes: int, precision: int = 4) -> dict[str, AllocatedQuantizer]:
+    torch.manual_seed(0)
+    return {f"layer{i}": AllocatedQuantizer(torch.randn(size), precision) for i, size in enumerate(sizes)}
+
+
+def measured(quantizers: dict[str, AllocatedQuantizer], curvature: list[float], steps: int = 1) -> RoundingDamage:
+    """The damage on a quadratic loss ``h |W - u|^2 / 2`` around the real weights: G = h e."""
+    damage = RoundingDamage(every=1)
+    for _ in range(steps):
+        damage.add_({
+            name: LatentStep(quantizer, quantizer.weight(), h * (quantizer.weight() - quantizer.relaxed()), {})
+            for (name, quantizer), h in zip(quantizers.items(), curvature, strict=True)
+        })  # fmt: skip
+    return damage
+
+
+def test_damage_is_that_of_a_quadratic_loss():
+    quantizers = layers(30, 50, precision=2)
+    damage = measured(quantizers, [2.0, 0.5], steps=3).since({})
+    for (name, quantizer), h in zip(quantizers.items(), [2.0, 0.5], strict=True):
+        error = quantizer.weight() - quantizer.relaxed()
+        assert damage[name].steps == 3
+        assert damage[name].loss == pytest.approx(float(h * error.square().sum() / 2), rel=1e-5)
+
+
+def test_damage_of_training_is_the_loss_of_rounding():
+    """With noise in the gradient and the latents at rest, the mean of G.e / 2 is the loss above that of u."""
+    torch.manual_seed(1)
+    best, h = torch.randn(400), torch.rand(400) + 0.5
+    quantizer = AllocatedQuantizer(best.clone(), 2)
+    damage = RoundingDamage(every=1)
+    for _ in range(600):
+        grad = h * (quantizer.weight() - best + 0.05 * torch.randn(400))
+        damage.add_({"layer": LatentStep(quantizer, quantizer.weight(), grad, {})})
+    excess = float((h * (quantizer.weight() - best).square()).sum() / 2)
+    assert damage.since({})["layer"].loss == pytest.approx(excess, rel=0.05)
+
+
+def test_an_exchange_is_the_best_of_all_choices():
+    """Against every combination of bits within one of the present ones."""
+    quantizers = layers(16, 48, 32, precision=3)
+    curvature = [4.0, 0.1, 1.0]
+    filling = WaterFilling(mean_bits=2.5, exchanges=1, ramp=1.0, keep=1.0)
+    damage = measured(quantizers, curvature)
+    found = filling.exchange(1, quantizers, damage, images=1)
+    bits = [found.get(name, 3) for name in quantizers]
+    sizes = [16, 48, 32]
+
+    def cost(choice: tuple[int, ...]) -> float:
+        total = 0.0
+        for n, (name, quantizer) in zip(choice, quantizers.items(), strict=True):
+            other = AllocatedQuantizer(quantizer.relaxed(), n)
+            total += filling.curvature[name] * float((other.weight() - other.relaxed()).square().sum())
+        return total
+
+    allowed = [
+        choice
+        for choice in itertools.product((2, 3, 4), repeat=3)
+        if sum(n * size for n, size in zip(choice, sizes, strict=True)) <= 2.5 * sum(sizes)
+    ]
+    assert tuple(bits) in allowed
+    assert cost(tuple(bits)) == pytest.approx(min(map(cost, allowed)), rel=1e-4)
+
+
+def test_it_reaches_its_size_and_no_layer_jumps():
+    quantizers = layers(16, 64, 256, 48)
+    filling = WaterFilling(mean_bits=1.5, exchanges=12)
+    damage = RoundingDamage(every=1)
+    filling.check(quantizers, steps=1000)
+    for number in range(1, 13):
+        for _ in range(3):
+            damage.add_({
+                name: LatentStep(q, q.weight(), torch.randn(q.shape) * 0.1 + q.weight() - q.relaxed(), {})
+                for name, q in quantizers.items()
+            })  # fmt: skip
+        for name, bits in filling.exchange(number, quantizers, damage, images=8).items():
+            assert abs(bits - quantizers[name].precision) == 1
+            quantizers[name].adjust_precision_(bits)
+    sizes = {name: math.prod(quantizer.shape) for name, quantizer in quantizers.items()}
+    mean = sum(sizes[name] * quantizer.precision for name, quantizer in quantizers.items()) / sum(sizes.values())
+    assert 1 <= mean <= 1.5
+
+
+def test_going_back_and_forth_forgets_nothing():
+    quantizer = layers(64)["layer0"]
+    codes, latent = quantizer.codes(), quantizer.relaxed().clone()
+    quantizer.adjust_precision_(1)
+    quantizer.project_()
+    assert torch.equal(quantizer.relaxed(), latent)
+    quantizer.adjust_precision_(4)
+    assert torch.equal(quantizer.codes(), codes)
+    quantizer.adjust_precision_(1)
+    quantizer.settle_()
+    quantizer.project_()
+    assert float(quantizer.relaxed().abs().max()) <= float(quantizer.scale) * (1 + 1e-6)
+
+
+def test_state_goes_through_a_checkpoint():
+    quantizers = layers(16, 48)
+    filling, damage = WaterFilling(mean_bits=2, exchanges=4), measured(quantizers, [1.0, 2.0])
+    filling.exchange(1, quantizers, damage, images=4)
+    other, again = WaterFilling(mean_bits=2, exchanges=4), RoundingDamage(every=1)
+    other.load_state_dict(filling.state_dict())
+    again.load_state_dict(damage.state_dict())
+    for each in (damage, again):
+        each.add_({
+            name: LatentStep(q, q.weight(), 3 * (q.weight() - q.relaxed()), {}) for name, q in quantizers.items()
+        })  # fmt: skip
+    assert filling.exchange(2, quantizers, damage, 4) == other.exchange(2, quantizers, again, 4)
+    assert filling.state_dict() == other.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"mean_bits": 0.5}, "mean_bits"),
+        ({"mean_bits": True}, "mean_bits"),
+        ({"mean_bits": 2, "exchanges": 0}, "exchanges"),
+        ({"mean_bits": 2, "until": 0}, "until"),
+        ({"mean_bits": 2, "ramp": 2}, "ramp"),
+        ({"mean_bits": 2, "hold": 1}, "hold"),
+        ({"mean_bits": 2, "bits": [1, 3]}, "bits"),
+    ],
+)
+def test_wrong_settings_are_named(settings, word):
+    with pytest.raises(ValueError, match=word):
+        WaterFilling(**settings)
+
+
+def test_what_cannot_be_reached_is_said_before_training():
+    quantizers = layers(16, 48)
+    with pytest.raises(ValueError, match="no 30 exchanges"):
+        WaterFilling(mean_bits=2).check(quantizers, steps=100)
+    with pytest.raises(ValueError, match="above the 4"):
+        WaterFilling(mean_bits=5).check(quantizers, steps=10_000)
+    with pytest.raises(ValueError, match="raise quant.exchanges"):
+        WaterFilling(mean_bits=1, exchanges=3).check(quantizers, steps=10_000)
+    with pytest.raises(ValueError, match="water_filling"):
+        WaterFilling(mean_bits=2).check({"conv": BitPlaneQuantizer(torch.randn(4), 3)}, steps=10_000)
