@@ -115,14 +115,15 @@ def _solve(costs: np.ndarray, weights: Sequence[Sequence[int]], limit: int, allo
     whole = np.array([[w // unit for w in row] for row in weights], dtype=np.float64)
     costs = np.where(allowed, costs - costs.min(1, keepdims=True), 0)
     costs = costs * (1e6 / max(costs.max(), np.finfo(float).tiny))
+    never = LinearConstraint((~allowed).ravel().astype(float), 0, 0)
     choose = LinearConstraint(np.kron(np.eye(rows), np.ones(columns)), 1, 1)
     room = limit // unit
     while True:
         found = milp(
             costs.ravel(),
             integrality=np.ones(costs.size),
-            bounds=Bounds(0, allowed.ravel().astype(float)),
-            constraints=[choose, LinearConstraint(whole.ravel(), -np.inf, room)],
+            bounds=Bounds(0, 1),
+            constraints=[choose, never, LinearConstraint(whole.ravel(), -np.inf, room)],
             options={"mip_rel_gap": 0.0, "presolve": False},  # with it, HiGHS prints to the screen now and then
         )
         if found.x is None:
