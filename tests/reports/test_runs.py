@@ -127,3 +127,15 @@ def test_a_broken_list_of_points_is_said(tmp_path: Path) -> None:
         (tmp_path / "sweep.json").write_text(content)
         (unread,) = collect([tmp_path]).unread
         assert "list of points" in unread.reason
+
+
+def test_what_rounding_costs_is_read_and_a_broken_file_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path, method="uniform", precision=2)
+    name = read_run(tmp_path).scheme.layers[0].name  # type: ignore[union-attr]
+    layers = {name: 0.25, "unknown": 1.0}
+    (tmp_path / "damage.json").write_text(json.dumps({"finetune": {"epoch": 11, "total": 0.25, "layers": layers}}))
+    assert read_run(tmp_path).damage == {name: 0.25}
+    for broken in ("{", "[1]", '{"finetune": {"layers": {"' + name + '": "much"}}}'):
+        (tmp_path / "damage.json").write_text(broken)
+        run = read_run(tmp_path)
+        assert not run.damage and any("damage.json" in problem for problem in run.problems), broken

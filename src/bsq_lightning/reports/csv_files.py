@@ -91,6 +91,7 @@ def _layers(collection: Collection) -> Iterable[dict[str, Any]]:
                 "weights": layer.size,
                 "bits": layer.precision,
                 "step": layer.step,
+                "loss_of_rounding": run.damage.get(layer.name),
             }
 
 

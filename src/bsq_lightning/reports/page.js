@@ -326,7 +326,7 @@ function drawEpochs(run) {
   bitLegend(div, most);
   const z = layers.map((_, j) => columns.map((column) => column[j] ?? null));
   Plotly.react(div, [{type: "heatmap", x: edges, y: layers.map((_, k) => k), z, xgap: 0, ygap: 1, hoverongaps: false, ...bitScale(most),
-    hovertext: z.map((row, j) => row.map((bits, k) => `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>epochs ${edges[k] + .5} to ${edges[k + 1] - .5}`)), hoverinfo: "text"}],
+    hovertext: z.map((row, j) => row.map((bits, k) => `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>epochs ${edges[k] + .5} to ${edges[k + 1] - .5}${layers[j] in run.damage && k === row.length - 1 ? `<br>its rounding costs ${run.damage[layers[j]]} of the training loss` : ""}`)), hoverinfo: "text"}],
     layout({height: Math.max(220, Math.min(900, layers.length * 21) + 80), shapes, annotations, margin: {l: 60, r: 10, t: 26, b: 44},
       xaxis: {title: {text: "epoch"}, range: [first + .5, total + .5], showgrid: false},
       yaxis: {autorange: "reversed", tickvals: layers.length > 60 ? [] : layers.map((_, k) => k), ticktext: layers.map((l) => text(short(l, innerWidth < 700 ? 14 : 26))), showgrid: false, tickfont: {size: 11}}}), CONFIG);

@@ -124,6 +124,7 @@ def _run(run: Run, label: str) -> dict[str, Any]:
         "problems": run.problems,
         "curves": _curves(run),
         "layers": [[layer.name, layer.size, layer.precision] for layer in run.scheme.layers] if run.scheme else [],
+        "damage": {name: rounded(loss, 5) for name, loss in run.damage.items()},
         "adjustments": _adjustments(run),
     }
 

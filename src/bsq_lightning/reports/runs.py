@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Adjustment:
 class Run:
     """What one run folder tells. ``problems`` are sentences about what could not be read, ``warnings`` about the run.
 
+    ``damage`` is what the rounding of each layer cost the training loss in the newest epoch.
     ``metrics`` holds one list for each of ``stage`` and ``CURVES``, one entry an epoch, None where nothing was written.
     """
 
@@ -44,6 +46,7 @@ class Run:
     metrics: dict[str, list[Any]] = field(default_factory=dict)
     adjustments: list[Adjustment] = field(default_factory=list)
     scheme: Scheme | None = None
+    damage: dict[str, float] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
@@ -154,6 +157,7 @@ def read_run(path: Path, name: str = "") -> Run:
     _read_metrics(run)
     _read_scheme(run)
     _read_adjustments(run)
+    _read_damage(run)
     return run
 
 
@@ -245,6 +249,18 @@ def _read_adjustments(run: Run) -> None:
             broken += 1
     if broken:
         run.problems.append(f"adjustments.jsonl: {broken} broken {'line' if broken == 1 else 'lines'} left out")
+
+
+def _read_damage(run: Run) -> None:
+    if run.scheme is None:
+        return
+    try:
+        stages = RunFolder(run.path).damage()
+        layers = list(stages.values())[-1]["layers"] if stages else {}
+        known = [layer.name for layer in run.scheme.layers if layer.name in layers]
+        run.damage = {name: float(layers[name]) for name in known if math.isfinite(layers[name])}
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, RecursionError):
+        run.problems.append("damage.json cannot be read: what rounding costs is left out")
 
 
 def _adjustment(row: dict[str, Any]) -> Adjustment:
