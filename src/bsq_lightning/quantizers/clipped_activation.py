@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bsq_lightning.distributed import sum_over_ranks_, world_size
+from bsq_lightning.distributed import largest_over_ranks_, of_all_ranks
 from bsq_lightning.ops.step_search import best_candidate
 from bsq_lightning.quantizers.activation import ActivationQuantizer, RoundToSteps
 from bsq_lightning.quantizers.one_float import SMALLEST_SCALE
@@ -45,10 +45,11 @@ class ClippedActivation(ActivationQuantizer):
     @torch.no_grad()
     def _choose(self, x: Tensor) -> None:
         values = x.detach().flatten()
-        row = values[:: -(-len(values) // SAMPLES)].float().unsqueeze(0)
-        step = best_candidate(row, self._top)[0].to(self.clip_at)[0]
-        if self.training:
-            step = sum_over_ranks_(step) / world_size()
+        values = values[:: -(-len(values) // SAMPLES)].to(torch.promote_types(x.dtype, torch.float32))
+        if self.training:  # the batch is the one of all ranks together
+            fewest = -largest_over_ranks_(torch.tensor(-len(values), device=x.device))
+            values = of_all_ranks(values[: int(fewest)]).flatten()
+        step = best_candidate(values.unsqueeze(0), self._top)[0].to(self.clip_at)[0]
         self.clip_at.copy_((step * self._top).clamp_min(SMALLEST_SCALE))
 
     def clip_value(self) -> float:
