@@ -131,7 +131,7 @@ class QuantModule(L.LightningModule):
         return loss if self.distillation is None else self.distillation(images, logits, loss), logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        # Where images are mixed, accuracy is of the class that has the larger part of most.
+        # Where images are mixed, train/acc still counts the label that each image had before.
         loss, logits = self.loss(batch if self.mix is None else self.mix(*batch))
         labels = batch[1]
         first_bad = self.first_bad_step.to(loss.device)

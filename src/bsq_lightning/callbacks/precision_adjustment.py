@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from bsq_lightning.module import QuantModule, evaluating
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.run_folder import RunFolder
+from bsq_lightning.scheme import Scheme
 
 log = logging.getLogger(__name__)
 LARGEST_CHANGE = 1e-6
@@ -78,11 +79,7 @@ class PrecisionAdjustment(L.Callback):
             "largest_relative_change": change,
             "acc_before": None if accuracy is None else float(accuracy),
             "acc_after": accuracy_after,
-            "bits_before": before.bits("paper"),
-            "bits_after": after.bits("paper"),
-            "mean_precision_after": after.mean_precision,
-            "kilobytes_after": after.bits("model") / 8000,
-            "gbops_after": after.gbops,
+            **sizes_of(before, after),
             "layers": {
                 name: {"from": was[name], "to": now[name], **done[name].audit}
                 | ({"damage": damage[name].loss} if name in damage else {})
@@ -121,6 +118,17 @@ class PrecisionAdjustment(L.Callback):
                 max(moved[name] for name in names),
                 reason,
             )
+
+
+def sizes_of(before: Scheme, after: Scheme) -> dict[str, Any]:
+    """What a row of ``adjustments.jsonl`` says of sizes, whatever changed the bits."""
+    return {
+        "bits_before": before.bits("paper"),
+        "bits_after": after.bits("paper"),
+        "mean_precision_after": after.mean_precision,
+        "kilobytes_after": after.bits("model") / 8000,
+        "gbops_after": after.gbops,
+    }
 
 
 def _largest_changes(module: QuantModule, old: list[torch.Tensor]) -> dict[str, float]:

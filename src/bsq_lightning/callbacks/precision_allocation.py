@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 import lightning as L
 
+from bsq_lightning.callbacks.precision_adjustment import sizes_of
 from bsq_lightning.module import QuantModule
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import WeightQuantizer
 from bsq_lightning.run_folder import RunFolder
+from bsq_lightning.scheme import Scheme
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class PrecisionAllocation(L.Callback):
                 now.compression("paper"), " ".join(str(n) for n in now.precisions().values()),
             )  # fmt: skip
 
-    def _record(self, trainer: L.Trainer, module: QuantModule, before: Any) -> None:
+    def _record(self, trainer: L.Trainer, module: QuantModule, before: Scheme) -> None:
         if not (self.folder and trainer.is_global_zero):
             return
         was, after = before.precisions(), module.network.scheme()
@@ -87,11 +89,7 @@ class PrecisionAllocation(L.Callback):
             "stage": module.stage,
             "epoch": trainer.current_epoch,
             "step": self._step,
-            "bits_before": before.bits("paper"),
-            "bits_after": after.bits("paper"),
-            "mean_precision_after": after.mean_precision,
-            "kilobytes_after": after.bits("model") / 8000,
-            "gbops_after": after.gbops,
+            **sizes_of(before, after),
             "layers": {
                 name: {"from": was[name], "to": n, **({"curvature": curvature[name]} if name in curvature else {})}
                 for name, n in after.precisions().items()

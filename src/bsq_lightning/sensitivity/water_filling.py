@@ -61,13 +61,13 @@ class WaterFilling:
             raise ValueError(f"quant.mean_bits is a number of bits per weight from 1 to 16, not {mean_bits!r}")
         if isinstance(exchanges, bool) or not isinstance(exchanges, int) or exchanges < 1:
             raise ValueError(f"quant.exchanges is a positive whole number, not {exchanges!r}")
-        for name, share in {"until": until, "ramp": ramp, "keep": keep}.items():
+        for name, share in {"quant.until": until, "quant.ramp": ramp, "keep": keep}.items():
             if not 0 < share <= 1:
-                raise ValueError(f"quant.{name} is a share, above 0 and at most 1, not {share!r}")
+                raise ValueError(f"{name} is a share, above 0 and at most 1, not {share!r}")
         if not 0 <= hold < 1:
-            raise ValueError(f"quant.hold is a share, below 1, not {hold!r}")
+            raise ValueError(f"hold is a share, below 1, not {hold!r}")
         if list(bits) != list(range(bits[0], bits[-1] + 1)) or bits[0] < 1:
-            raise ValueError(f"quant.bits_allowed are whole numbers from 1 without a gap, not {list(bits)}")
+            raise ValueError(f"bits are whole numbers from 1 without a gap, not {list(bits)}")
         self.mean_bits, self.exchanges, self.until, self.ramp = float(mean_bits), exchanges, until, ramp
         self.hold, self.keep, self.bits = hold, keep, tuple(bits)
         self.start: float | None = None
