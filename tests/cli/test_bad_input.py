@@ -47,6 +47,9 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "interval": (["stages.bits.adjust_every_n_epochs=0"], ["adjustment interval must be a positive number"]),
     "fewer outputs than classes": (["+model.num_classes=5"], ["5 outputs", "10 classes", "num_classes"]),
     "nothing to do": (["quant=none", "stages.float.epochs=0"], ["no stage has epochs"]),
+    "more exchanges than steps": (
+        ["quant=water_filling", "reg=none", "quant.exchanges=3000"], ["hold no 3000 exchanges", "lower quant.exchanges"]
+    ),
     "wrong target": (["model._target_=no.such.Net"], ["no.such.Net"]),
 }  # fmt: skip
 

@@ -45,12 +45,20 @@ class PrecisionAllocation(L.Callback):
         self.folder = RunFolder(Path(folder)) if folder else None
         self._step = 0
 
+    def check(self, module: QuantModule, steps: int) -> None:
+        """Before training, for a stage of so many optimizer steps.
+
+        Raises:
+            ValueError: the allocator cannot do what it is asked to, with the setting to change.
+        """
+        self.allocator.check(_quantizers(module), steps)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
         self._step = trainer.global_step
         _optimizer(pl_module).damage.every = 1
         if self._step == 0:
-            self.allocator.check(_quantizers(pl_module), int(trainer.estimated_stepping_batches))
+            self.check(pl_module, int(trainer.estimated_stepping_batches))
         if self.folder and trainer.is_global_zero:
             self.folder.cut_adjustments(pl_module.stage, trainer.current_epoch, self._step)
 

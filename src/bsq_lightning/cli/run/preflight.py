@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
 
+from bsq_lightning.callbacks import PrecisionAllocation
 from bsq_lightning.checkpoint_io import load_checkpoint, load_state
 from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.run.stage_memory import stage_memory
@@ -29,8 +30,9 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
     """
     stages = experiment.stages
     regularizer = experiment.check_regularizer()  # a wrong alpha is found before any data is read
+    callbacks = {stage: experiment.callbacks(folder.path, stage) for stage in stages}
     for stage in stages:
-        experiment.trainer(max_epochs=1, callbacks=experiment.callbacks(folder.path, stage), logger=False)
+        experiment.trainer(max_epochs=1, callbacks=callbacks[stage], logger=False)
     datamodule = experiment.datamodule()
     done = load_checkpoint(folder.last) if folder.last.exists() else None
     rows: list[tuple[str, str]] = [(key, str(value)) for key, value in datamodule.describe().items()]
@@ -53,6 +55,10 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                 rows.append((f"stage {stage}", "trains nothing"))
                 rows.extend(_layers(module))
                 continue
+            if done is None or stage != first:  # within a stage the bits have moved on
+                for callback in callbacks[stage]:
+                    if isinstance(callback, PrecisionAllocation):
+                        callback.check(module, steps_per_epoch * epochs)
             experiment.teach(module, stage, datamodule.num_classes, None)
             with alone():
                 trial = _try_step(module, datamodule)
