@@ -63,6 +63,37 @@ def test_allocation_is_the_brute_force_optimum(unit: str, bits: tuple[int, ...],
             assert found.spent == pytest.approx(spent(t, tuple(t.bits.index(n) for n in _bits(found.scheme)), unit))
 
 
+def cheapest(t: CostTable, limit: int) -> float:
+    """The least cost of all choices of at most ``limit`` bits: the best for every number of bits, tensor by tensor."""
+    best = {0: 0.0}
+    for size, row in zip(t.sizes, t.costs.tolist(), strict=True):
+        longer: dict[int, float] = {}
+        for spent, cost in best.items():
+            for n, more in zip(t.bits, row, strict=True):
+                total = spent + size * n
+                if total <= limit and cost + more < longer.get(total, math.inf):
+                    longer[total] = cost + more
+        best = longer
+    return min(best.values())
+
+
+@pytest.mark.parametrize("kind", ["convex", "random", "as the size", "as the size, nearly"])
+def test_many_tensors_have_the_optimum_of_a_plain_table(kind: str) -> None:
+    sizes = torch.randint(1, 30, (14,))
+    bits = torch.arange(1, 7)
+    costs = {
+        "convex": torch.randn(14, 1).exp() * 4.0**-bits,
+        "random": torch.rand(14, 6),
+        "as the size": 100 - sizes[:, None] * bits,  # every layer gains alike: nothing tells one from another
+        "as the size, nearly": 100 - sizes[:, None] * bits + 0.1 * torch.rand(14, 6),
+    }[kind].double()
+    names = tuple(f"layer{i}" for i in range(14))
+    t = CostTable(names, tuple(sizes.tolist()), tuple(bits.tolist()), costs, torch.ones(14, 6))
+    for mean in (1.0, 1.3, 2.0, 3.1, 4.7, 6.0):
+        best = cheapest(t, math.floor(mean * sum(t.sizes) * (1 + 1e-12)))
+        assert allocate(t, mean).predicted == pytest.approx(best, rel=1e-9)
+
+
 def _bits(scheme: Scheme) -> list[int]:
     return [int(n) for n in scheme.precisions().values()]
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from bsq_lightning.scheme import FLOAT_BITS, PIXEL_BITS, LayerScheme, Scheme
 from bsq_lightning.sensitivity.base import CostTable
@@ -56,7 +55,7 @@ def allocate(
 ) -> Allocation:
     """Minimises ``sum_l cost_l(n_l)`` under ``sum_l size_l(n_l) <= budget``, exactly.
 
-    A knapsack with one choice a tensor, solved by HiGHS (scipy) as an integer program; sizes are whole numbers, so the
+    A knapsack with one choice a tensor, solved by a dynamic program (``_solve``); sizes are whole numbers, so the
     budget is kept to the bit. Every tensor is free, first and last layers included, unless ``fixed`` names it.
 
     Args:
@@ -108,31 +107,70 @@ def allocate(
 
 
 def _solve(costs: np.ndarray, weights: Sequence[Sequence[int]], limit: int, allowed: np.ndarray) -> list[int]:
-    """The choice of each row that minimises the costs, with a total weight of at most ``limit``."""
-    rows, columns = costs.shape
-    # Small whole numbers, and costs of a size at which the solver's absolute tolerance of 1e-6 is nothing.
-    unit = math.gcd(*(w for row in weights for w in row)) or 1
-    whole = np.array([[w // unit for w in row] for row in weights], dtype=np.float64)
-    costs = np.where(allowed, costs - costs.min(1, keepdims=True), 0)
-    costs = costs * (1e6 / max(costs.max(), np.finfo(float).tiny))
-    never = LinearConstraint((~allowed).ravel().astype(float), 0, 0)
-    choose = LinearConstraint(np.kron(np.eye(rows), np.ones(columns)), 1, 1)
-    room = limit // unit
+    """The choice of each row that minimises the costs, with a total weight of at most ``limit``.
+
+    Rows are taken one after another, and of the partial choices only those are kept that can still win: no other is as
+    light and as cheap, and cost plus the Lagrangian bound of what is left, ``sum_l min_b (c_lb + m w_lb) - m limit``,
+    is below the cost of a choice known to fit. Weights are whole numbers and never rounded; of choices whose costs
+    agree to 1e-12 any may be taken. Thousands of partial choices remain where all weights and layers give millions.
+    """
+    # Largest rows first: the smaller ones then find few places left.
+    order = sorted(range(len(weights)), key=lambda i: -max(weights[i]))
+    whole = np.array([weights[i] for i in order], dtype=np.int64)
+    costs = np.where(allowed, costs - np.where(allowed, costs, np.inf).min(1, keepdims=True), np.inf)[order]
+    price, best = _lagrange(costs, whole, limit)
+    known = float(sum(costs[i, j] for i, j in enumerate(best)))
+    reduced = (costs + price * whole).min(1)
+    left = np.concatenate([np.cumsum(reduced[::-1])[::-1][1:], [0.0]])  # of the rows behind each
+    light = np.where(np.isfinite(costs), whole, limit + 1).min(1)
+    room = limit - np.concatenate([np.cumsum(light[::-1])[::-1][1:], [0]])
+    taken, spent = np.zeros(1, dtype=np.int64), np.zeros(1)
+    steps: list[tuple[np.ndarray, np.ndarray]] = []
+    for i, (row, sizes) in enumerate(zip(costs, whole, strict=True)):
+        weight, cost = (taken[:, None] + sizes).ravel(), (spent[:, None] + row).ravel()
+        able = (weight <= room[i]) & (cost + price * (weight - float(limit)) + left[i] < known * (1 - 1e-12))
+        kept = np.flatnonzero(able)
+        kept = kept[np.lexsort((cost[kept], weight[kept]))]
+        cheapest = np.minimum.accumulate(np.concatenate([[np.inf], cost[kept]]))
+        kept = kept[cost[kept] < cheapest[:-1]]
+        steps.append((kept // len(row), kept % len(row)))
+        taken, spent = weight[kept], cost[kept]
+    if spent.size and spent[-1] < known:  # the heaviest is the cheapest
+        place = len(spent) - 1
+        for i, (parents, choices) in reversed(list(enumerate(steps))):
+            best[i], place = int(choices[place]), int(parents[place])
+    chosen = [0] * len(order)
+    for i, j in zip(order, best, strict=True):
+        chosen[i] = j
+    return chosen
+
+
+def _lagrange(costs: np.ndarray, weights: np.ndarray, limit: int) -> tuple[float, list[int]]:
+    """The price of a unit of weight at which choosing row by row just fits; that choice, its free room filled."""
+    rows = np.arange(len(costs))
+
+    def choice(price: float) -> np.ndarray:
+        total = costs + price * weights
+        ties = total <= total.min(1, keepdims=True)
+        return np.where(ties, weights, np.iinfo(np.int64).max).argmin(1)
+
+    finite = costs[np.isfinite(costs)]
+    low, high = 0.0, float(finite.max()) * 2 + np.finfo(float).tiny  # a unit is dearer than all that it could save
+    best = choice(low)
+    if weights[rows, best].sum() <= limit:
+        return low, best.tolist()
+    for _ in range(200):
+        price = (low + high) / 2
+        low, high = (low, price) if weights[rows, choice(price)].sum() <= limit else (price, high)
+    best = choice(high)
     while True:
-        found = milp(
-            costs.ravel(),
-            integrality=np.ones(costs.size),
-            bounds=Bounds(0, 1),
-            constraints=[choose, never, LinearConstraint(whole.ravel(), -np.inf, room)],
-            options={"mip_rel_gap": 0.0, "presolve": False},  # with it, HiGHS prints to the screen now and then
-        )
-        if found.x is None:
-            raise RuntimeError(f"the solver found no scheme: {found.message}")
-        chosen = [int(j) for j in found.x.reshape(rows, columns).argmax(1)]
-        spent = int(sum(whole[i, j] for i, j in enumerate(chosen)))
-        if spent <= limit // unit:
-            return chosen
-        room -= spent - limit // unit  # its tolerance let one unit slip through
+        free = limit - weights[rows, best].sum()
+        gain = costs[rows, best][:, None] - costs
+        gain[weights - weights[rows, best][:, None] > free] = 0
+        i, j = np.unravel_index(gain.argmax(), gain.shape)
+        if gain[i, j] <= 0:
+            return high, best.tolist()
+        best[i] = j
 
 
 def _sizes(table: CostTable, unit: str, around: Surroundings) -> list[list[int]]:
