@@ -1,5 +1,6 @@
 """Callbacks. Their order is meaning: adjust, calibrate, record, then write the checkpoint."""
 
+from bsq_lightning.callbacks.batch_statistics import BatchStatistics
 from bsq_lightning.callbacks.epoch_line import EpochLine
 from bsq_lightning.callbacks.precision_adjustment import PrecisionAdjustment
 from bsq_lightning.callbacks.precision_allocation import PrecisionAllocation
@@ -10,6 +11,7 @@ from bsq_lightning.callbacks.run_recorder import RunRecorder
 from bsq_lightning.callbacks.skipped_images import SkippedImages
 
 __all__ = [
+    "BatchStatistics",
     "EpochLine",
     "PrecisionAdjustment",
     "PrecisionAllocation",

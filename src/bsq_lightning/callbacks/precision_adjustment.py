@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
+from bsq_lightning.callbacks.batch_statistics import measure_again_
 from bsq_lightning.module import QuantModule, evaluating
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.run_folder import RunFolder
@@ -68,8 +69,10 @@ class PrecisionAdjustment(L.Callback):
             optimizer.forget_momentum_()
         pl_module.begin_interval(lambda: _training_images(trainer))
         after = network.scheme()
-        accuracy_after = _accuracy(trainer, pl_module)
         change = max(changes.values(), default=0.0)
+        if change > LARGEST_CHANGE:
+            measure_again_(trainer, pl_module)
+        accuracy_after = _accuracy(trainer, pl_module)
 
         was, now = before.precisions(), after.precisions()
         touched = [name for name in now if now[name] != was[name]]

@@ -17,7 +17,7 @@ class RankMismatchError(ValueError):
 
 class RankAgreement(L.Callback):
     """Compares checksums over ranks: of the data before the first step, of all weights and latents after every epoch,
-    before and after its adjustment.
+    before and after its adjustment; after it also of batch norm's statistics.
 
     DDP averages gradients and nothing else; that planes, scales and precisions stay equal follows from equal
     arithmetic. Where it does not (a defective device, another library version on one host), training would go on with
@@ -38,18 +38,21 @@ class RankAgreement(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # An adjustment rounds planes to whole bits and would hide what has begun to drift.
+        # Statistics are each rank's own until the batch has ended.
         if trainer.is_last_batch:
-            self._compare_networks(trainer, pl_module)
+            self._compare_networks(trainer, pl_module, statistics=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._compare_networks(trainer, pl_module)
+        self._compare_networks(trainer, pl_module, statistics=True)
 
-    def _compare_networks(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _compare_networks(self, trainer: L.Trainer, pl_module: L.LightningModule, statistics: bool) -> None:
         assert isinstance(pl_module, QuantModule)
         if trainer.world_size == 1:
             return
         network = pl_module.network
         tensors: dict[str, Tensor] = {name: parameter for name, parameter in network.named_parameters()}
+        if statistics:
+            tensors |= {f"net.{name}": buffer for name, buffer in network.net.named_buffers()}
         bits = torch.tensor([quantizer.precision for _, _, quantizer in network.quantizers()], device=pl_module.device)
         marks = torch.stack([checksum(bits), *map(checksum, tensors.values())])
         _compare(marks, ["the precisions", *tensors], f"The checkpoint of epoch {trainer.current_epoch} is whole.")

@@ -129,6 +129,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         sampler = EpochSampler(self.split[0], self.batch_size, seed=self.seed, shuffle=False)
         return self._with_workers(self.images.plain, sampler, persistent=False)
 
+    def epoch_dataloader(self, epoch: int) -> EpochLoader:
+        """Augmented training images in the order of an epoch, the same on all ranks."""
+        sampler = EpochSampler(self.split[0], self.batch_size, seed=self.seed, shuffle=True)
+        sampler.set_epoch(epoch)
+        return self._with_workers(self.images.augmented, sampler, persistent=False)
+
     def trial_batch(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` training images of epoch 0 as the network gets them and their labels, read in this process.
 

@@ -20,6 +20,8 @@ class StageSettings:
         regularizer: one of the stage's own, in its place.
         adjust_every_n_epochs: interval of precision adjustments; None: none.
         allocator: exchanges bits between layers while the stage trains.
+        batch_norm_batches: training batches that batch norm is measured on before the network is; None: the running
+            statistics are kept.
         rewind: whether it begins with the float weights, at the scheme found so far.
         at_start: called with the network when the stage begins: with the quantizers of the stage before, if it has
             any, before its own take over; it writes the weights that it changes.
@@ -34,6 +36,7 @@ class StageSettings:
     regularizer: Any = None
     adjust_every_n_epochs: int | None = None
     allocator: Any = None
+    batch_norm_batches: int | None = None
     rewind: bool = False
     at_start: Any = None
     after_step: Any = None

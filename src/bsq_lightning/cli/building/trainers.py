@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
-from bsq_lightning.callbacks import PrecisionAllocation, RangeCalibration, RunRecorder
+from bsq_lightning.callbacks import BatchStatistics, PrecisionAllocation, RangeCalibration, RunRecorder
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO
 from bsq_lightning.cli.building.stage import stage_settings
 from bsq_lightning.cli.config import instantiate
@@ -30,6 +30,8 @@ def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callbac
     callbacks: list[L.Callback] = []
     if settings.allocator:
         callbacks.append(PrecisionAllocation(instantiate(settings.allocator), str(folder)))
+    if settings.batch_norm_batches:
+        callbacks.append(BatchStatistics(settings.batch_norm_batches))  # before whatever measures
     for config in cfg.callbacks.values():
         if not config:
             continue
