@@ -291,7 +291,7 @@ def load_state(path: str | Path) -> QuantizedState:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: it is written at the end of every stage of a run")
+        raise FileNotFoundError(f"there is no {path}: it is written at the end of every stage of a run that quantizes")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

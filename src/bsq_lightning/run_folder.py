@@ -4,9 +4,10 @@ A run folder: ``config.yaml`` (resolved; resume reads it) beside Hydra's ``.hydr
 state, its stage inside), ``previous.ckpt`` and one for the end of each other stage (``float.ckpt``, ``bits.ckpt``);
 ``metrics.csv`` (every epoch), ``adjustments.jsonl`` (every adjustment), ``scheme.json`` (bits found),
 ``quantized.safetensors`` (codes and steps of the newest stage's end), ``stages.json`` (results of the stages that are
-done), ``summary.json``, written last: the run is finished; ``error.json``, the failure of the last start, if it failed;
-``.running.lock``, held by the process that trains in the folder and given up by its death; ``wandb.json`` and
-``wandb/``, the id and the files of the mirror on W&B, which nothing reads back.
+done), ``card.yaml`` and ``card.md`` (the quantization card), ``summary.json``, written last: the run is finished;
+``error.json``, the failure of the last start, if it failed; ``.running.lock``, held by the process that trains in the
+folder and given up by its death; ``wandb.json`` and ``wandb/``, the id and the files of the mirror on W&B, which nothing
+reads back.
 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each; ``jobs.json``, the newest
 SLURM job of each, where they are trained on a cluster.
@@ -106,6 +107,11 @@ class RunFolder:
     @property
     def quantized_file(self) -> Path:
         return self.path / "quantized.safetensors"
+
+    @property
+    def card_file(self) -> Path:
+        """The quantization card; ``card.md`` beside it is the same to be read."""
+        return self.path / "card.yaml"
 
     @property
     def summary_file(self) -> Path:

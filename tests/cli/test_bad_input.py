@@ -120,6 +120,7 @@ def test_resume_from_another_architecture_and_from_a_damaged_checkpoint(tmp_path
     folder = tmp_path / "run"
     code, output = run("train", *TINY, "quant=none", f"hydra.run.dir={folder}")
     assert code == 0, output
+    assert not (folder / "card.yaml").exists()  # nothing is quantized
     (folder / "summary.json").unlink()  # as if it had been killed at the very end
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("depth: 8", "depth: 14"))

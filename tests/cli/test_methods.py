@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from bsq_lightning.cards import Card
 from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.cli.building.checks import check_settings
 from bsq_lightning.cli.building.networks import build_module, first_network, next_network
@@ -76,6 +77,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit_alike(method: str, tmp_path: Pat
     assert (whole / "scheme.json").read_text() == (killed / "scheme.json").read_text()
     accuracies = [json.loads((folder / "summary.json").read_text())["accuracy"] for folder in (whole, killed)]
     assert accuracies[0] == accuracies[1]
+    assert not Card.load(whole).differences(Card.load(killed)).keys() - {"compute.hours"}
     net = {key.removeprefix("network.net."): value for key, value in a.items()}
     for name, tensor in load_state(whole / "quantized.safetensors").tensors.items():
         assert torch.equal(tensor.dequantize(), net[f"{name}.weight"]), name

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bsq_lightning.cards import Card
 from bsq_lightning.cli.run.opening import open_run
 from bsq_lightning.ptq import main
 from bsq_lightning.quantized_tensor import load_state
@@ -66,6 +67,11 @@ def test_every_method_leaves_a_run_folder_like_any_other(
     assert (read.state, read.problems) == ("done", [])
     assert read.test_accuracy == summary["accuracy"]["final"]["test/acc"]
     assert summary["accuracy"]["float"] == json.loads((trained / "summary.json").read_text())["accuracy"]["float"]
+
+    card = Card.load(folder)
+    assert card["method.kind"]["value"] == "PTQ" and card["cost.weight_bits"] == scheme.bits("signed")
+    assert card["model.float_accuracy"] == summary["accuracy"]["float"]["test/acc"]
+    assert card["batchnorm.folded"] == ("no" if norms else "yes")
 
     layers = json.loads((folder / "layers.json").read_text())["layers"]
     assert [row["layer"] for row in layers] == list(state.tensors)

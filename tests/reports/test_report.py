@@ -111,6 +111,14 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
     assert policy is not None and policy.startswith("default-src 'none'")
 
 
+def test_the_card_of_a_run_is_shown_as_text(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), seed=seed)
+    (tmp_path / "2" / "card.md").write_text("| weights.sign | <b>beside</b> |")
+    _, page = report(tmp_path)
+    assert "Quantization cards (1)" in page.text and "weights.sign | &lt;b&gt;beside&lt;/b&gt; |" in page.text
+
+
 def test_names_and_messages_stay_text(troubled: Path) -> None:
     out, page = report(troubled)
     assert len(page.scripts) == 3 and "alert(1)" not in page.scripts[1] + page.scripts[2]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bsq_lightning.cards import Card
 from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.quantized_tensor import load_state
 from bsq_lightning.run_folder import RunFolder
@@ -56,6 +57,7 @@ def test_a_method_from_outside_has_everything(name: str, tmp_path: Path) -> None
     for layer, tensor in state.tensors.items():
         assert torch.equal(tensor.dequantize(), weights[f"network.net.{layer}.weight"]), layer
     assert summary["sizes"] == state.scheme().sizes()
+    assert Card.load(whole.path)["weights.bits_mean_param_weighted"] == state.scheme().mean_precision
     assert whole.end_of("float").exists() and all(whole.end_of(stage).exists() for stage in stages[:-1])
 
     killed = tmp_path / "killed"

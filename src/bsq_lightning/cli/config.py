@@ -44,6 +44,18 @@ def read_config(path: Path) -> DictConfig:
     return OmegaConf.create(upgraded(plain))
 
 
+def read_overrides(folder: Path) -> list[str]:
+    """What was set on the command line of a run, as Hydra keeps it in the run folder; empty if it does not."""
+    import yaml
+
+    path = folder / ".hydra" / "overrides.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as a list of overrides ({' '.join(str(error).split())})") from error
+    return [str(each) for each in content] if isinstance(content, list) else []
+
+
 def instantiate(config: Any, **arguments: Any) -> Any:
     """Hydra's ``instantiate``, with the constructor's own complaint in front; an empty config (``none``) gives None.
 

@@ -97,7 +97,7 @@ def _group(number: int, key: tuple[str, str], table: list[Row], places: dict[int
 {_settings(table, places)}
 <p class=quiet>Mean ± sample standard deviation over seeds, finished runs only. “Above the line” is test accuracy minus
 that of the uniform runs at equal size in the paper's counting, where these enclose it. {escape(note)}</p>
-<details><summary>Every run ({len(runs)})</summary>{_every_run(table, places)}</details>
+<details><summary>Every run ({len(runs)})</summary>{_every_run(table, places)}</details>{_cards(runs)}
 <h3>Bits per layer</h3>
 <figure><div class=plot data-figure=layers></div><figcaption>One row a run, smallest network last; columns in the order
 of the network. Choose a row to see that run below.</figcaption></figure>
@@ -172,6 +172,16 @@ def _every_run(table: list[Row], places: dict[int, int]) -> str:
                 (escape(run.val.replace("_", " ")), run.val),
             ])  # fmt: skip
     return _table(head, body)
+
+
+def _cards(runs: list[Run]) -> str:
+    """The quantization cards of the runs that have one, folded away."""
+    cards = [
+        f"<details><summary>{escape(run.name)}</summary><pre>{escape(run.card)}</pre></details>"
+        for run in runs
+        if run.card
+    ]
+    return f"<details><summary>Quantization cards ({len(cards)})</summary>{''.join(cards)}</details>" if cards else ""
 
 
 def _table(head: tuple[str, ...], body: list[list[tuple[str, Any]]]) -> str:

@@ -13,6 +13,7 @@ from bsq_lightning.scheme import Scheme
 
 COUNTINGS = ("paper", "signed", "model")
 MAX_BITS = 16
+MAX_CARD = 2**16  # characters of a card that are shown
 CURVES = ("train/loss", "val/loss", "train/penalty", "train/acc", "val/acc", "mean_precision")
 
 
@@ -35,7 +36,8 @@ class Adjustment:
 class Run:
     """What one run folder tells. ``problems`` are sentences about what could not be read, ``warnings`` about the run.
 
-    ``damage`` is what the rounding of each layer cost the training loss in the newest epoch.
+    ``damage`` is what the rounding of each layer cost the training loss in the newest epoch, ``card`` the text of its
+    quantization card.
     ``metrics`` holds one list for each of ``stage`` and ``CURVES``, one entry an epoch, None where nothing was written.
     """
 
@@ -47,6 +49,7 @@ class Run:
     adjustments: list[Adjustment] = field(default_factory=list)
     scheme: Scheme | None = None
     damage: dict[str, float] = field(default_factory=dict)
+    card: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
@@ -158,6 +161,7 @@ def read_run(path: Path, name: str = "") -> Run:
     _read_scheme(run)
     _read_adjustments(run)
     _read_damage(run)
+    _read_card(run)
     return run
 
 
@@ -261,6 +265,12 @@ def _read_damage(run: Run) -> None:
         run.damage = {name: float(layers[name]) for name in known if math.isfinite(layers[name])}
     except (ValueError, OSError, TypeError, KeyError, AttributeError, RecursionError):
         run.problems.append("damage.json cannot be read: what rounding costs is left out")
+
+
+def _read_card(run: Run) -> None:
+    path = run.path / "card.md"
+    if path.is_file():
+        run.card = path.read_text(encoding="utf-8", errors="replace")[:MAX_CARD]
 
 
 def _adjustment(row: dict[str, Any]) -> Adjustment:

@@ -13,6 +13,7 @@ import torchvision
 from bsq_lightning import __version__
 from bsq_lightning.checkpoint_io import load_checkpoint, load_state, save_weights
 from bsq_lightning.cli.building.experiment import Experiment
+from bsq_lightning.cli.run.card import leave_card
 from bsq_lightning.cli.run.mirrors import Mirrors
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.distributed import barrier, world_size
@@ -60,7 +61,9 @@ def run_stages(
         if stage == until and stage != planned[-1]:
             return None
     assert network is not None
-    return summarize(experiment, folder, network, datamodule)
+    summary = summarize(experiment, folder, network, datamodule)
+    leave_card(folder, experiment, network, datamodule, summary)
+    return summary
 
 
 def _run_stage(

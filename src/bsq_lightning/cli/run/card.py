@@ -1,0 +1,119 @@
+"""The quantization card of a run: computed from its weights, held against what the run says, kept in its folder."""
+
+import hashlib
+import logging
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bsq_lightning import cards
+from bsq_lightning.cards import Card
+from bsq_lightning.cli.building.experiment import Experiment
+from bsq_lightning.cli.config import read_overrides
+from bsq_lightning.data import ImageDataModule
+from bsq_lightning.files import write_whole
+from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.quantized_tensor import load_state
+from bsq_lightning.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def card_of_run(
+    folder: RunFolder,
+    experiment: Experiment,
+    network: QuantizedNetwork,
+    datamodule: ImageDataModule,
+    summary: dict[str, Any],
+) -> Card:
+    """Computes the card of a run.
+
+    Args:
+        folder: its folder, with ``quantized.safetensors``.
+        experiment: its parts.
+        network: that of its newest checkpoint.
+        datamodule: its data.
+        summary: the content of its ``summary.json``, be it written already or not.
+
+    Raises:
+        FileNotFoundError: no ``quantized.safetensors``.
+        ValueError: file, checkpoint, config and summary disagree; the message names the field.
+    """
+    state = load_state(folder.quantized_file)
+    config: Any = OmegaConf.to_container(experiment.cfg)
+    cards.hold_same_network(state, network.state().fitting())
+    cards.hold_against_config(state, config)
+    cards.hold_against_summary(state, summary, folder.scheme_file)
+    origin = {
+        "checkpoint": str(folder.last.relative_to(folder.path)),
+        "checkpoint_sha256": _sha256(folder.last),
+        "quantized_sha256": _sha256(folder.quantized_file),
+        "commit": _commit(),
+        "command": " ".join(["ptq" if config.get("ptq") else "train", *read_overrides(folder.path)]),
+        "date": time.strftime("%Y-%m-%d"),
+        "fingerprint": f"{datamodule.fingerprint():016x}",
+    }
+    return cards.build_card(network.net, state, config=config, summary=summary, origin=origin)
+
+
+def write_card(folder: RunFolder, card: Card) -> None:
+    """Keeps a card as ``card.yaml`` and ``card.md``."""
+    write_whole(folder.card_file.with_suffix(".md"), card.to_markdown())
+    write_whole(folder.card_file, card.to_yaml())
+
+
+def leave_card(
+    folder: RunFolder,
+    experiment: Experiment,
+    network: QuantizedNetwork,
+    datamodule: ImageDataModule,
+    summary: dict[str, Any],
+) -> None:
+    """The same at the end of a run, which a disagreement does not undo: it is said, and the run ends without a card."""
+    if not network.names() or not folder.writer:
+        return
+    try:
+        write_card(folder, card_of_run(folder, experiment, network, datamodule, summary))
+    except ValueError as error:
+        log.warning("no quantization card is written, because the run disagrees with itself: %s", error)
+
+
+def check_kept(folder: RunFolder, card: Card) -> None:
+    """Holds a card against the one that the folder keeps, if it keeps one.
+
+    Raises:
+        ValueError: that one is of another checkpoint, or says something else; the message names the fields.
+    """
+    if not folder.card_file.exists():
+        return
+    kept = Card.load(folder.card_file)
+    anew = "overwrite=true writes the card anew"
+    for name, path in (("checkpoint", folder.last), ("quantized", folder.quantized_file)):
+        field = f"generated_from.{name}_sha256"
+        if kept[field] != card[field]:
+            raise ValueError(
+                f"{field}: {path} was changed after {folder.card_file} was written, whose figures are not its own. {anew}"
+            )
+    if found := kept.differences(card):
+        told = "; ".join(f"{name}: {old} there, {new} by the weights" for name, (old, new) in list(found.items())[:5])
+        raise ValueError(f"{folder.card_file} says something else than the run ({told}). {anew}")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit() -> str:
+    """Of the checkout that computes the card; an installed package has none."""
+    checkout = Path(__file__).parents[4]
+    if not (checkout / ".git").exists():
+        return "n/a"
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
