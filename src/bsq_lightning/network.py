@@ -134,8 +134,10 @@ class QuantizedNetwork(nn.Module):
                     tensors[name] = own["weight"]
                     if any(fnmatchcase(name, pattern) for pattern in biases):
                         tensors[f"{name}.bias"] = own["bias"]
-            elif any(parameter.dim() > 1 for parameter in own.values()):
-                self.skipped[name] = f"{type(module).__name__} is not a convolution or linear layer"
+            for key, parameter in own.items():
+                if name not in layers and parameter.dim() > 1:
+                    place = f"{name}.{key}".lstrip(".")
+                    self.skipped[place] = f"{type(module).__name__} is not a convolution or linear layer"
         if not tensors:
             raise ValueError(f"{type(self.net).__name__} has no convolution or linear layer left to quantize")
         return tensors
@@ -144,6 +146,10 @@ class QuantizedNetwork(nn.Module):
         if self.at_inputs:
             layers = [name for name, module in self.net.named_modules() if isinstance(module, QUANTIZED_TYPES)]
             sites = [name for name in layers[1:] if name in self.names()]  # the first layer takes the image
+            attention = {id(m.out_proj) for m in self.net.modules() if isinstance(m, nn.MultiheadAttention)}
+            for name in [each for each in sites if id(self.net.get_submodule(each)) in attention]:
+                sites.remove(name)  # never called: its forward takes the weight alone, and no hook sees what it reads
+                self.skipped[f"input of {name}"] = "torch.nn.MultiheadAttention does not call its projection"
         else:
             sites = [name for name, module in self.net.named_modules() if isinstance(module, nn.ReLU)]
         _all_match("quant.float_activations", stay_float, sites)

@@ -1,5 +1,6 @@
 """Batch norm folded into the layer before it: an equal network in evaluation, with a step for each channel."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ def fold_batch_norm(net: nn.Module, state: QuantizedState) -> tuple[nn.Module, Q
     """The pair of network and state in which every batch norm that directly follows a layer is in that layer.
 
     ``g = gamma / sqrt(var + eps)`` multiplies the steps and ``beta - mean g`` joins the bias; codes of a channel with
-    a negative ``g`` change their sign. Other batch norms stay. In floats the results differ by rounding.
+    a negative ``g`` change their sign. A batch norm with an activation in it (timm's) leaves that activation. Other
+    batch norms stay. In floats the results differ by rounding.
 
     Args:
         net: plain network.
@@ -58,7 +60,7 @@ def fold_batch_norm(net: nn.Module, state: QuantizedState) -> tuple[nn.Module, Q
         free += bias.numel() if layer.bias is None else 0
         free -= sum(parameter.numel() for parameter in norm.parameters())
         layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-        plain.set_submodule(norm_name, nn.Identity())
+        plain.set_submodule(norm_name, _what_follows(norm))
     return plain, replace(state, tensors=tensors, float_parameters=free)
 
 
@@ -68,13 +70,45 @@ def traced(net: nn.Module) -> fx.GraphModule:
     Raises:
         ValueError: its forward depends on values, or calls what cannot be traced.
     """
+    tracer = _Leaves()
     try:
-        return fx.symbolic_trace(net)
+        return fx.GraphModule(net, tracer.trace(net))
     except Exception as error:  # whatever a forward may raise on a stand-in for a tensor
         raise ValueError(
             f"{type(net).__name__} cannot be traced ({type(error).__name__}: {error}), so its batch norms cannot be "
             "folded: export it without folding"
         ) from error
+
+
+class _Leaves(fx.Tracer):
+    """Layers and batch norms are seen as modules, those of other libraries too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*LAYERS, *NORMS)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def computes_as(module: nn.Module, types: tuple[type, ...]) -> bool:
+    """Whether a module is one of these and computes as they do: a subclass with a forward of its own may do more.
+
+    Example:
+        >>> computes_as(nn.Linear(1, 1), LAYERS), computes_as(nn.ReLU(), LAYERS)
+        (True, False)
+    """
+    return any(isinstance(module, each) and type(module).forward is each.forward for each in types)
+
+
+def _what_follows(norm: nn.Module) -> nn.Module:
+    """What a batch norm computes after the norm; timm's apply ``drop`` and ``act``."""
+    children = dict(norm.named_children())
+    return nn.Sequential(OrderedDict(children)) if children else nn.Identity()
+
+
+def _folds(norm: nn.Module) -> bool:
+    """Whether all that a batch norm does is known."""
+    known = computes_as(norm, NORMS) or (
+        isinstance(norm, NORMS) and list(dict(norm.named_children())) == ["drop", "act"]
+    )
+    return known and norm.running_var is not None
 
 
 def _pairs(net: nn.Module) -> list[tuple[str, str]]:
@@ -85,9 +119,9 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
     uses = [id(modules[node.target]) for node in calls]
     found: list[tuple[str, str]] = []
     for node in calls:
-        norm: Any = modules[node.target]
+        norm = modules[node.target]
         source: Any = node.args[0] if node.args else None
-        if not isinstance(norm, NORMS) or norm.running_var is None or source not in calls:
+        if not _folds(norm) or source not in calls:
             continue
         layer = modules[source.target]
         if isinstance(layer, LAYERS) and len(source.users) == 1 and uses.count(id(layer)) == uses.count(id(norm)) == 1:

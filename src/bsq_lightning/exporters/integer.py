@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from bsq_lightning.exporters.agreement import Agreement, compare, top1_agreement
-from bsq_lightning.exporters.folding import LAYERS, fold_batch_norm, traced
+from bsq_lightning.exporters.folding import LAYERS, computes_as, fold_batch_norm, traced
 from bsq_lightning.exporters.forms import plain_forms
 from bsq_lightning.exporters.pair import check_ranges, simulated
 from bsq_lightning.quantized_tensor import QuantizedState
@@ -120,6 +121,7 @@ class _Value:
 class _Integers(fx.Interpreter):
     def __init__(self, net: nn.Module, state: QuantizedState, fraction_bits: int) -> None:
         super().__init__(traced(net))
+        self.extra_traceback = False  # a user's network is refused by name; where fx was then tells nothing more
         self.grid = 2.0**-fraction_bits
         self.forms, _ = plain_forms(state)
         self.forms |= {name: self.forms[owner] for name, owner in state.owners.items() if owner in self.forms}
@@ -138,10 +140,18 @@ class _Integers(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module, name = self.fetch_attr(target), str(target)
         x = self._round(name, "input", args[0])
-        if isinstance(module, LAYERS):
+        if not isinstance(x, _Value):
+            raise ValueError(
+                f"{name} reads no activations of the input: {type(module).__name__} has no integer form then"
+            )
+        if computes_as(module, LAYERS):
             result = self._layer(name, module, x)
         elif isinstance(module, nn.ReLU):
             result = _Value(x.codes.clamp_min(0), x.step, x.largest)
+        elif isinstance(module, nn.Hardtanh):  # ReLU6 among them
+            x = self._on_grid(x, name)
+            low, high = (round(limit / self.grid) for limit in (module.min_val, module.max_val))
+            result = _Value(x.codes.clamp(low, high), x.step)
         elif isinstance(module, SAME):
             result = _Value(module(x.codes), x.step, x.largest)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
@@ -153,9 +163,11 @@ class _Integers(fx.Interpreter):
         return self._round(name, "output", result)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if not any(isinstance(each, _Value) for each in args):
+        if not any(isinstance(each, _Value) for each in pytree.tree_leaves((args, kwargs))):
             return super().call_function(target, args, kwargs)
-        x = args[0]
+        x = args[0] if args else None
+        if not isinstance(x, _Value):
+            raise ValueError(f"{getattr(target, '__name__', target)} has no integer form here")
         if target in MOVES:
             return _Value(target(x.codes, *args[1:], **kwargs), x.step, x.largest)
         if target in (operator.add, operator.iadd, torch.add) and all(isinstance(each, _Value) for each in args):
