@@ -4,7 +4,7 @@ library only). It also reads the configs of earlier versions as today's."""
 from collections.abc import Mapping
 from typing import Any
 
-#: What may change between two starts of one run: where data lies, devices and how they compute, loggers, what cards say.
+#: What may change between two starts of one run: where data lies, how devices compute, loggers, what cards say.
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",

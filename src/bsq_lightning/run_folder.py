@@ -6,8 +6,8 @@ state, its stage inside), ``previous.ckpt`` and one for the end of each other st
 ``quantized.safetensors`` (codes and steps of the newest stage's end), ``stages.json`` (results of the stages that are
 done), ``card.yaml`` and ``card.md`` (the quantization card), ``summary.json``, written last: the run is finished;
 ``error.json``, the failure of the last start, if it failed; ``.running.lock``, held by the process that trains in the
-folder and given up by its death; ``wandb.json`` and ``wandb/``, the id and the files of the mirror on W&B, which nothing
-reads back.
+folder and given up by its death; ``wandb.json`` and ``wandb/``, the id and the files of the mirror on W&B, which
+nothing reads back.
 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each; ``jobs.json``, the newest
 SLURM job of each, where they are trained on a cluster.

@@ -1,4 +1,4 @@
-"""A card has every field, its figures are computed from the weights, and who says otherwise is told which field lies."""
+"""A card has every field, its figures are computed from the weights, and a claim that lies is named."""
 
 import copy
 from dataclasses import replace
@@ -48,7 +48,8 @@ def test_it_is_the_same_after_it_was_written_and_none_of_its_fields_can_be_left_
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "card_version: 1", "card_version: 2", "a: &a [1]\nb: [*a, *a]", "!!python/object:os.x {}", "{[" * 99]
+    "text", ["", "[1]", "card_version: 1", "card_version: 2", "a: &a [1]\nb: [*a, *a]", "!!python/object:os.x {}",
+             "{[" * 99]
 )  # fmt: skip
 def test_what_is_no_card_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="OTHER is not a quantization card"):
@@ -108,7 +109,8 @@ def test_a_symmetric_range_wastes_what_the_shorter_side_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "at_most"), [(Round(2), 7), (Round(2, per_channel=True), 7), (SWIS(1, bits=4), 9), (Multipoint(3, 0.0, 2), 49)]
+    ("method", "at_most"),
+    [(Round(2), 7), (Round(2, per_channel=True), 7), (SWIS(1, bits=4), 9), (Multipoint(3, 0.0, 2), 49)],
 )  # fmt: skip
 def test_levels_are_counted(method: object, at_most: int) -> None:
     tensor = method(torch.randn(4, 8, 3, 3), inputs=torch.randn(1, 5, 72))  # type: ignore[operator]

