@@ -14,10 +14,13 @@ def print_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     console = Console(width=None if Console().is_terminal else 120)
     if (folder.path / "scheme.json").exists():
         table = Table(title="bits per layer", title_justify="left")
-        for column in ("layer", "weights", "bits", "step"):
+        layers = Scheme.load(folder.path / "scheme.json").layers
+        other = any(layer.stored for layer in layers)  # bits that are stored are not those of a code and its sign
+        for column in ("layer", "weights", "bits", *(["stored"] if other else []), "step"):
             table.add_column(column, justify="left" if column == "layer" else "right")
-        for layer in Scheme.load(folder.path / "scheme.json").layers:
-            table.add_row(layer.name, f"{layer.size:,}", str(layer.precision), f"{layer.step:.3g}")
+        for layer in layers:
+            stored = [f"{layer.weight_bits:.2f}"] if other else []
+            table.add_row(layer.name, f"{layer.size:,}", str(layer.precision), *stored, f"{layer.step:.3g}")
         console.print(table)
         table = Table(title="size", title_justify="left")
         for column in ("counting", "kB", "compression"):
