@@ -47,6 +47,12 @@ COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
+class InUseError(ValueError):
+    """Another process trains in this folder; the exit status is then 75, for "try again later" (EX_TEMPFAIL)."""
+
+    exit_status = 75
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run folder and its small JSON files.
@@ -240,7 +246,8 @@ class RunFolder:
         Of the ranks of a run, the writer holds the mark.
 
         Raises:
-            ValueError: another process trains here, or a link leads out of the folder.
+            InUseError: another process trains here.
+            ValueError: a link leads out of the folder.
         """
         if not self.writer:
             yield
@@ -251,7 +258,7 @@ class RunFolder:
             # A reader of `state` holds the lock for an instant.
             lock.acquire(timeout=2)
         except Timeout:
-            raise ValueError(f"{self.path} is in use: another process is training in this folder") from None
+            raise InUseError(f"{self.path} is in use: another process is training in this folder") from None
         try:
             for folder in (self.path, self.checkpoints):
                 remove_leftovers(folder)

@@ -31,7 +31,7 @@ class ProcessLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Runs the points; the exit status of the command is 1 if one failed."""
+        """Runs the points; the exit status of the command is 1 if one failed, 75 if other processes train the rest."""
         from hydra.core.utils import configure_log
 
         from bsq_lightning.cli.config import quiet_lightning
@@ -45,14 +45,13 @@ class ProcessLauncher(Launcher):
             points = launch_points(self.config, loader, job_overrides, initial_job_idx, train, self.elsewhere)
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"error: {error}") from None
+        failed = 1 if any(status == 1 for _, status in points) else max((status for _, status in points), default=0)
         returns = []
-        for point in points:
-            folder = point.folder
-            value = folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else None
-            done = folder.is_finished or point.cfg.until in folder.results()
-            result = JobReturn(overrides=point.overrides, cfg=point.cfg, working_dir=str(folder.path))
-            result.status = JobStatus.COMPLETED if done else JobStatus.FAILED
-            result.return_value = value if done else SystemExit(1)
+        for point, status in points:
+            result = JobReturn(overrides=point.overrides, cfg=point.cfg, working_dir=str(point.folder.path))
+            result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
+            value = point.folder.summary()["accuracy"]["final"]["test/acc"] if point.folder.is_finished else None
+            result.return_value = SystemExit(failed) if status else value
             returns.append(result)
         return returns
 

@@ -7,6 +7,7 @@ from bsq_lightning.callbacks.precision_allocation import PrecisionAllocation
 from bsq_lightning.callbacks.preemption import Preempted, Preemption
 from bsq_lightning.callbacks.range_calibration import RangeCalibration
 from bsq_lightning.callbacks.rank_agreement import RankAgreement, RankMismatchError
+from bsq_lightning.callbacks.run_bar import RunBar
 from bsq_lightning.callbacks.run_recorder import RunRecorder
 from bsq_lightning.callbacks.skipped_images import SkippedImages
 
@@ -20,6 +21,7 @@ __all__ = [
     "RangeCalibration",
     "RankAgreement",
     "RankMismatchError",
+    "RunBar",
     "RunRecorder",
     "SkippedImages",
 ]

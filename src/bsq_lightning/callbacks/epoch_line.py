@@ -10,20 +10,14 @@ log = logging.getLogger(__name__)
 
 
 class EpochLine(L.Callback):
-    """Mean bits and compression of the last epoch's end in the progress bar; one line an epoch where there is no bar.
-
-    Logged once an epoch: what a bar shows of single steps, Lightning reads from the device at every one of them.
-    """
+    """One line an epoch: losses, accuracies, mean bits and compression."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
         scheme = pl_module.network.scheme() if pl_module.network.names() else None
-        if scheme is not None:
-            for name, value in (("bits", scheme.mean_precision), ("comp", scheme.compression("paper"))):
-                pl_module.log(name, value, prog_bar=True, logger=False)
         # On every rank: what is logged is put together from all of them when it is first asked for.
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        if trainer.progress_bar_callback is not None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         parts = [f"{pl_module.stage} {trainer.current_epoch + 1}/{trainer.max_epochs}"]
         parts += [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "train/penalty") if name in metrics]

@@ -1,6 +1,7 @@
 """A signal that asks the run to stop: it saves within the epoch and ends; a later start goes on with the next batch."""
 
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,16 @@ from bsq_lightning.distributed import largest_over_ranks_
 from bsq_lightning.module import QuantModule
 
 log = logging.getLogger(__name__)
+
+
+def name_of(signum: int) -> str:
+    """A signal as people call it.
+
+    Example:
+        >>> name_of(2), name_of(15)
+        ('Ctrl-C', 'SIGTERM')
+    """
+    return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
 class Preempted(SystemExit):
@@ -31,7 +42,8 @@ class Preempted(SystemExit):
 class Preemption(L.Callback):
     """On a signal, writes ``last.ckpt`` after the current step, with the place in the epoch, and ends the run.
 
-    Schedulers and clusters send SIGTERM, SIGUSR1 or SIGUSR2 some time before they kill. The checkpoint holds the
+    Schedulers and clusters send SIGTERM, SIGUSR1 or SIGUSR2 some time before they kill, a person presses Ctrl-C
+    (SIGINT; pressed again it ends the process at once). The checkpoint holds the
     metrics of the epoch so far and the position in its order of images, so that the run that goes on repeats no image
     and skips none. While it trains, its handlers stand in front of those that were there (Lightning's SIGTERM handler
     starts a collective operation from within the signal handler, which can meet another one); Lightning puts the old
@@ -47,7 +59,10 @@ class Preemption(L.Callback):
     """
 
     def __init__(
-        self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1", "SIGUSR2"), every_n_steps: int = 10, folder: str = "."
+        self,
+        signals: Sequence[str] = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"),
+        every_n_steps: int = 10,
+        folder: str = ".",
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"callbacks.preemption.every_n_steps is positive, not {every_n_steps}")
@@ -61,6 +76,9 @@ class Preemption(L.Callback):
         self._saving: int | None = None
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if signum == self._received == signal.SIGINT:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
         self._received = signum
 
     def _asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> int:
@@ -91,7 +109,7 @@ class Preemption(L.Callback):
             trainer.save_checkpoint(self.last)
             log.warning(
                 "%s: saved after batch %d of %d of epoch %d; the run can be resumed there",
-                signal.Signals(signum).name, batch_idx + 1, trainer.num_training_batches, trainer.current_epoch + 1,
+                name_of(signum), batch_idx + 1, trainer.num_training_batches, trainer.current_epoch + 1,
             )  # fmt: skip
             raise Preempted(signum)
 
@@ -104,7 +122,7 @@ class Preemption(L.Callback):
     def _stop_between_epochs(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signum = self._asked(trainer, pl_module)
         if signum:
-            log.warning("%s: stopped after the checkpoint of the last epoch", signal.Signals(signum).name)
+            log.warning("%s: stopped after the checkpoint of the last epoch", name_of(signum))
             raise Preempted(signum)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

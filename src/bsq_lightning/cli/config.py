@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,7 +115,11 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     # Where hydra-submitit-launcher is installed, its launcher of this name becomes the schema of ours, which fits.
     warnings.filterwarnings("ignore", message="(?s).*submitit_slurm' is validated against ConfigStore schema")
-    hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
+    try:
+        hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager
@@ -136,7 +141,8 @@ def heavy_imports() -> Iterator[None]:
 
 
 def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows a user's mistake as one message and exit code 1 (``hydra.verbose=bsq_lightning`` adds the traceback)."""
+    """Shows a user's mistake as one message and exit code 1, or that of the error (``hydra.verbose=bsq_lightning`` adds
+    the traceback)."""
 
     @wraps(task)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -151,6 +157,6 @@ def plain_errors(task: Callable[..., Any]) -> Callable[..., Any]:
             log = logging.getLogger("bsq_lightning")
             log.error("%s", error)
             log.debug("where", exc_info=True)  # hydra.verbose=bsq_lightning shows it
-            sys.exit(1)
+            sys.exit(getattr(error, "exit_status", 1))
 
     return run

@@ -1,5 +1,6 @@
 """The loader of whole batches, which knows where in an epoch it is."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,8 @@ class EpochLoader(DataLoader[tuple[Tensor, Tensor]]):
     def __init__(
         self, dataset: BatchDataset, sampler: EpochSampler, device: torch.device | str = "cpu", **kwargs: Any
     ) -> None:
-        super().__init__(dataset, sampler=sampler, **{**kwargs, "batch_size": None})
+        kwargs = {"worker_init_fn": _ignore_interrupts, **kwargs, "batch_size": None}
+        super().__init__(dataset, sampler=sampler, **kwargs)
         self.device = torch.device(device)
         self.normalize = dataset.normalize
         self.epochs = sampler
@@ -69,6 +71,11 @@ class EpochLoader(DataLoader[tuple[Tensor, Tensor]]):
         """
         images = state.get("images", self.epochs.images_per_step)
         self._resume = (int(state["epoch"]), int(state["batches"]), int(images))
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; this one still has to give the batches of the last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _without_traceback(error: Exception) -> Exception:

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
-from bsq_lightning.callbacks import BatchStatistics, PrecisionAllocation, RangeCalibration, RunRecorder
+from bsq_lightning.callbacks import BatchStatistics, PrecisionAllocation, RangeCalibration, RunBar, RunRecorder
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO
-from bsq_lightning.cli.building.stage import stage_settings
+from bsq_lightning.cli.building.stage import planned_stages, stage_settings
 from bsq_lightning.cli.config import instantiate
 
 _REFUSED_CALLBACKS = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
@@ -43,12 +43,20 @@ def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callbac
         raise ValueError(
             "callbacks.run_recorder and callbacks.checkpoint cannot be removed: a run could not be resumed"
         )
+    if shows_bar(cfg) and not any(isinstance(c, ProgressBar) for c in callbacks):
+        callbacks.append(_bar(cfg, stage))
     refused = [type(c).__name__ for c in callbacks if type(c).__name__ in _REFUSED_CALLBACKS]
     if refused:
         raise ValueError(
             f"{refused[0]} writes weights of its own, which are not on any quantizer's grid: remove it from callbacks"
         )
     return callbacks
+
+
+def _bar(cfg: DictConfig, stage: str) -> RunBar:
+    planned = planned_stages(cfg)
+    ends = [planned.index(name) for name in (stage, cfg.get("until") or planned[-1]) if name in planned]
+    return RunBar({name: stage_settings(cfg, name).epochs or 0 for name in planned[: max(ends) + 1]}, stage)
 
 
 def calibration_of(cfg: DictConfig) -> RangeCalibration:
@@ -76,16 +84,22 @@ def ddp() -> DDPStrategy:
     return DDPStrategy(broadcast_buffers=False, timeout=timedelta(minutes=10))
 
 
+def shows_bar(cfg: DictConfig) -> bool:
+    """Whether a progress bar is drawn: where it is not switched off, and on a terminal only."""
+    return bool(cfg.trainer.enable_progress_bar) and sys.stdout.isatty()
+
+
 def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
     """Lightning's Trainer; ``changes`` replace what the config says."""
-    bar = cfg.trainer.enable_progress_bar and sys.stdout.isatty()
     strategy = cfg.trainer.get("strategy", "auto")
     if device_count(cfg) == 1:
         # DDP of one process would leave its process group and variables behind for the next job of a sweep.
         changes = {"strategy": "auto", **changes}
     elif isinstance(strategy, str) and strategy in ("auto", "ddp"):
         changes = {"strategy": ddp(), **changes}
-    return instantiate(cfg.trainer, **{"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar, **changes})
+    return instantiate(
+        cfg.trainer, **{"plugins": [AtomicCheckpointIO()], "enable_progress_bar": shows_bar(cfg), **changes}
+    )
 
 
 def test_arithmetic(cfg: DictConfig) -> str:

@@ -6,13 +6,14 @@ The processes are started by ``cli/run/processes.py``, by torchrun, or by SLURM'
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from omegaconf import DictConfig
+
+from bsq_lightning.cli.terminal import Terminal
 
 log = logging.getLogger(__name__)
 _LOST = re.compile("gloo|NCCL|Connection (closed|reset)|pair closure|TCPStore|[Tt]imed? ?out")
@@ -61,7 +62,7 @@ def joined(cfg: DictConfig) -> Iterator[int]:
 def _speak_as(rank: int) -> None:
     """Ranks above 0 say errors only, with their number; what they do is what rank 0 says it does."""
     root = logging.getLogger()
-    handler = logging.StreamHandler(sys.stdout)
+    handler = Terminal()
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s [rank {rank}] %(message)s", "%H:%M:%S"))
     root.handlers = [handler]
     root.setLevel(logging.ERROR)

@@ -14,6 +14,7 @@ from bsq_lightning.callbacks import PrecisionAllocation
 from bsq_lightning.checkpoint_io import load_checkpoint, load_state
 from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.run.stage_memory import stage_memory
+from bsq_lightning.cli.terminal import span
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.distributed import alone, world_size
 from bsq_lightning.module import QuantModule, evaluating
@@ -72,7 +73,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                 )
             steps = steps_per_epoch * epochs
             total += trial.seconds * steps
-            each = f"{1000 * trial.seconds:.0f} ms each, about {_span(trial.seconds * steps)}"
+            each = f"{1000 * trial.seconds:.0f} ms each, about {span(trial.seconds * steps)}"
             if trial.images < min(datamodule.batch_size, datamodule.train_size):
                 each += f" (scaled up from {trial.images} images)"
             rows.append((f"stage {stage}", f"{epochs} epochs, {steps} steps, {each}"))
@@ -85,7 +86,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
     rows.append(
         ("memory here", f"{peak:.0f} MB was the peak of this check, one step of each stage on the CPU included")
     )
-    rows.append(("training in all", f"about {_span(total)} on the CPU of this machine"))
+    rows.append(("training in all", f"about {span(total)} on the CPU of this machine"))
     rows.append(("run folder", f"{folder.path} (writable)"))
     table = Table(title="preflight", show_header=False, title_justify="left")
     for key, value in rows:
@@ -153,9 +154,3 @@ def _layers(module: QuantModule) -> list[tuple[str, str]]:
         rows.append(("  activations", f"{len(network.activation_quantizers)} {where} at {network.act_precision} bits"))
     rows += [(f"  skipped {name}", reason) for name, reason in network.skipped.items()]
     return rows
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

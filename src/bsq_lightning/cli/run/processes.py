@@ -7,6 +7,7 @@ inherits. So no Trainer trains here: the ranks get the composed config in a file
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -25,11 +26,12 @@ from bsq_lightning.cli.config import USER_ERRORS, quiet_lightning
 from bsq_lightning.cli.run.joining import started_ranks
 from bsq_lightning.cli.run.one_run import run
 from bsq_lightning.cli.run.stopping import STOPPED
+from bsq_lightning.cli.trust import own_packages
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 #: What ends the ranks when it is sent to the command that started them.
-_SIGNALS = (*STOPPED.values(), signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = (*STOPPED.values(), signal.SIGHUP, signal.SIGQUIT)
 #: Seconds that the ranks have for saving, from the signal that stops them to SIGKILL.
 GRACE = 60
 
@@ -143,23 +145,45 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stop_politely(task: Callable[..., None], *arguments: Any) -> None:
+def stop_politely(task: Callable[[DictConfig, RunFolder], None], cfg: DictConfig, folder: RunFolder) -> None:
     """Runs a task; when it was preempted, lets those react who listened to that signal before, such as submitit.
 
     submitit's handler queues the job again, on rank 0; on the others it returns, and they wait for the end that SLURM
-    then makes: a rank that left by itself would take rank 0 with it.
+    then makes: a rank that left by itself would take rank 0 with it. After Ctrl-C, at any moment of the task, it says
+    which command goes on.
     """
     import time
 
+    before = signal.signal(signal.SIGINT, leave)
     try:
-        task(*arguments)
+        task(cfg, folder)
     except Preempted as stop:
+        if stop.signum == signal.SIGINT:
+            log.warning("stopped by Ctrl-C; go on with: %s", command_to_go_on(cfg, folder))
+            raise
         handler = signal.getsignal(stop.signum)
         if callable(handler):
             handler(stop.signum, None)
             if stop.signum != signal.SIGTERM:
                 time.sleep(GRACE)
         raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave(signum: int, frame: Any) -> None:
+    """Handles a signal where nothing is to be saved. (Of a KeyboardInterrupt Lightning makes an exit status of 1.)"""
+    raise Preempted(signum)
+
+
+def command_to_go_on(cfg: DictConfig, folder: RunFolder) -> str:
+    """What to type after a run was stopped."""
+    if cfg.get("ptq") or not folder.config.exists():  # neither leaves anything that could be gone on from
+        return shlex.join(["python", "-m", f"bsq_lightning.{HydraConfig.get().job.name}", *sys.argv[1:]])
+    own = own_packages(OmegaConf.to_container(cfg, resolve=True))
+    extra = [f"trust=[{','.join(own)}]"] if own else []
+    extra += [f"until={cfg.until}"] if cfg.until else []
+    return shlex.join(["python", "-m", "bsq_lightning.train", f"resume={folder.path}", *extra])
 
 
 def main() -> None:

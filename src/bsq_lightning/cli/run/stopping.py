@@ -3,4 +3,4 @@
 import signal
 
 #: The signals after which a run saves and ends, by the exit status that it then has.
-STOPPED = {128 + number: number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}

@@ -5,21 +5,27 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bsq_lightning.callbacks.preemption import name_of
 from bsq_lightning.cli.building.checks import check_constructors
-from bsq_lightning.cli.building.stage import FLOAT, planned_stages
+from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
+from bsq_lightning.cli.sweep.next_steps import command_to_go_on, print_next
 from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
+from bsq_lightning.cli.sweep.progress import Progress
 from bsq_lightning.cli.sweep.status import print_status
 from bsq_lightning.cli.trust import own_packages
-from bsq_lightning.run_folder import RunFolder, SweepFolder
+from bsq_lightning.run_folder import InUseError, RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +65,21 @@ class Plan:
     floats: dict[Path, list[str]]
     uses: dict[Path, Path]
 
+    def epochs(self) -> dict[Path, dict[str, int]]:
+        """Epochs of each run to train, by stage; those of a shared float stage are its own."""
+        found: dict[Path, dict[str, int]] = {}
+        for point in self.points:
+            path = point.folder.path
+            stages = planned_stages(point.cfg)
+            if point.cfg.until in stages:
+                stages = stages[: stages.index(point.cfg.until) + 1]
+            epochs = {stage: stage_settings(point.cfg, stage).epochs or 0 for stage in stages}
+            if path in self.uses and self.uses[path] in self.floats:
+                found[self.uses[path]] = {FLOAT: epochs[FLOAT]}
+            if path in self.commands:
+                found[path] = {s: n for s, n in epochs.items() if s != FLOAT or path not in self.uses}
+        return found
+
     def __str__(self) -> str:
         shared = f"{len(set(self.uses.values()))} float stages shared by {len(self.uses)} points"
         return f"{len(self.points)} points, {len(self.commands)} to run; {shared}; folder {self.sweep.path}"
@@ -71,8 +92,11 @@ def launch_points(
     first: int,
     train: Callable[[Plan], None],
     elsewhere: bool = False,
-) -> list[Point]:
-    """Trains the points of a multirun that are not done yet; returns all of them.
+) -> list[tuple[Point, int]]:
+    """Trains the points of a multirun that are not done yet; returns all of them, each with an exit status: 0 where it
+    is done, 75 where another process trains it, else 1.
+
+    With ``preflight=only`` each point is checked in a folder that is gone afterwards.
 
     Every point is composed and its constructors run before the first one trains. Runs that differ only after their
     float stage train it once, in ``SWEEP/float/``.
@@ -105,10 +129,46 @@ def launch_points(
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"point {' '.join(point.overrides)}: {error}. No point was started.") from error
         points.append(replace(point, cfg=settled))
+    arguments = hydra_arguments(config.hydra)
+    if any(point.cfg.preflight == "only" for point in points):
+        try:
+            return check_only(points, arguments, partial(train_here, slots=Slots()) if elsewhere else train)
+        finally:
+            _forget(sweep)
     sweep.add_points({str(p.folder.path.relative_to(sweep.path)): p.overrides for p in points})
-    train(_plan(points, sweep, hydra_arguments(config.hydra)))
+    train(_plan(points, sweep, arguments))
     print_status(sweep)
-    return points
+    print_next(sweep)
+    return [(point, _exit_status(point)) for point in points]
+
+
+def _exit_status(point: Point) -> int:
+    if point.folder.is_finished or point.cfg.until in point.folder.results():
+        return 0
+    return InUseError.exit_status if point.folder.state == "running" else 1
+
+
+def check_only(points: list[Point], arguments: list[str], train: Callable[[Plan], None]) -> list[tuple[Point, int]]:
+    """The preflight of every point, none of which shares a float stage that nobody has trained; shows what they say."""
+    with TemporaryDirectory(prefix="bsq_preflight_") as temporary:
+        sweep = SweepFolder(Path(temporary))
+        tried = [replace(p, folder=RunFolder(sweep.path / p.folder.path.name)) for p in points]
+        commands = {p.folder.path: train_command(p.folder.path, p.overrides, arguments) for p in tried}
+        train(Plan(sweep, tried, commands, {}, {}))
+        for point in tried:
+            print(f"\n{point.folder.path.name}\n{point.folder.output_log.read_text(errors='replace').rstrip()}")
+        return [(point, int(point.folder.error() is not None)) for point in tried]
+
+
+def _forget(sweep: SweepFolder) -> None:
+    """Removes a sweep's folder, and those above it that hold nothing else, if Hydra alone has written into it."""
+    if sweep.path.is_dir() and [path.name for path in sweep.path.iterdir()] == ["multirun.yaml"]:
+        (sweep.path / "multirun.yaml").unlink()
+        with suppress(OSError):
+            for folder in (sweep.path, *sweep.path.parents):
+                if folder == Path.cwd():
+                    break
+                folder.rmdir()
 
 
 def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan:
@@ -139,13 +199,27 @@ def train_here(plan: Plan, slots: Slots) -> None:
         if point.folder.state == "running":
             log.warning("%s is being trained by another process and left to it", point.folder.path.name)
     log.info("%s; %d at a time, %s threads each", plan, slots.count, slots.environment(0)["OMP_NUM_THREADS"])
-    trained = run_points(plan.floats, slots, plan.sweep.path.name)
+    progress = Progress(plan.epochs())
+    progress.begin()
+    try:
+        _train(plan, slots, progress)
+    except SystemExit as stop:
+        progress.close()
+        by = name_of(stop.code - 128) if isinstance(stop.code, int) else "a signal"
+        log.warning("stopped by %s; go on with: %s", by, command_to_go_on(plan.sweep))
+        raise
+    finally:
+        progress.close()
+
+
+def _train(plan: Plan, slots: Slots, progress: Progress) -> None:
+    trained = run_points(plan.floats, slots, plan.sweep.path.name, progress=progress, wait=True)
     commands = dict(plan.commands)
     for path, float_folder in plan.uses.items():
         if not trained.get(float_folder, True):
             RunFolder(path).record_error(f"its float stage failed, see {float_folder / 'error.json'}")
             del commands[path]
-    run_points(commands, slots, plan.sweep.path.name)
+    run_points(commands, slots, plan.sweep.path.name, progress=progress)
 
 
 def _compose(

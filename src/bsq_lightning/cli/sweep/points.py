@@ -6,15 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bsq_lightning.cli.run.stopping import STOPPED
+from bsq_lightning.cli.sweep.progress import Progress
+from bsq_lightning.cli.terminal import span
 from bsq_lightning.files import open_to_append
-from bsq_lightning.run_folder import RunFolder
+from bsq_lightning.run_folder import InUseError, RunFolder
 
 log = logging.getLogger(__name__)
+#: Seconds that a run has for saving, from the signal that stops it to SIGKILL.
+GRACE = 60
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ def run_points(
     slots: Slots,
     group: str,
     watch: Callable[[RunFolder], str | None] = lambda folder: None,
+    progress: Progress | None = None,
+    wait: bool = False,
 ) -> dict[Path, bool]:
     """Runs commands, each for its run folder; says what starts, ends and fails at once. True for those that succeed.
 
@@ -93,19 +101,26 @@ def run_points(
         slots: how many at a time, and with what.
         group: name of the sweep; the processes find it in ``BSQ_SWEEP``.
         watch: asked about each running folder every second; a reason stops that process (no failure).
+        progress: told how the runs go; it says how long the rest takes.
+        wait: whether a run that another process trains is waited for, and taken up then; else it is left to that one.
+
+    Raises:
+        SystemExit: Ctrl-C, SIGTERM or SIGHUP; the children have saved. A second Ctrl-C kills them.
     """
+    progress = progress or Progress({})
     waiting, active, ended = list(commands), {}, {}
-    # What ends this process must end its children too, or they train on, unseen.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        while waiting or active:
+    held: list[Path] = []
+    with _stopped_together(active):
+        while waiting or active or held:
             for slot in range(slots.count):
                 if slot not in active and waiting:
                     path = waiting.pop(0)
                     environment = {"BSQ_SWEEP": group, "PYTHONUNBUFFERED": "1"} | slots.environment(slot)
                     active[slot] = _start(path, commands[path], environment)
-                    log.info("%s starts (%d of %d)", _name(path), len(commands) - len(waiting), len(commands))
+                    number = len(commands) - len(waiting) - len(held)
+                    log.info("%s starts (%d of %d)", _name(path), number, len(commands))
             time.sleep(0.2)
+            progress.update(process.folder.path for process in active.values())
             for slot, process in list(active.items()):
                 reason = watch(process.folder) if process.popen.poll() is None else None
                 if reason:
@@ -113,14 +128,53 @@ def run_points(
                     _stop(process.popen)
                 if process.popen.poll() is not None:
                     del active[slot]
-                    ended[process.folder.path] = reason is not None or _report(process)
-    finally:
-        for process in active.values():
-            process.popen.terminate()
-        for process in active.values():
-            _stop(process.popen)
-        signal.signal(signal.SIGTERM, before)
+                    path = process.folder.path
+                    if process.popen.returncode == InUseError.exit_status and wait:
+                        log.info("%s is trained by another process; waiting for it", _name(path))
+                        held.append(path)
+                        continue
+                    progress.ended(path)
+                    ended[path] = reason is not None or _report(process, _standing(len(ended) + 1, commands, progress))
+            ready = [path for path in held if RunFolder(path).state != "running"]
+            held = [path for path in held if path not in ready]
+            waiting += ready
     return ended
+
+
+@contextmanager
+def _stopped_together(active: Mapping[int, "_Process"]) -> Iterator[None]:
+    """Ends the children with this process, or they would train on, unseen.
+
+    They are in sessions of their own, so that Ctrl-C reaches this process alone, which lets them save.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        try:
+            if active:
+                log.info("stopping %d running; they save first", len(active))
+            for process in active.values():
+                process.popen.terminate()
+            for process in active.values():
+                _stop(process.popen)
+        except SystemExit:
+            for process in active.values():
+                process.popen.kill()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _standing(ended: int, commands: Mapping[Path, Sequence[str]], progress: Progress) -> str:
+    left = progress.left()
+    rest = f", about {span(left)} left" if left and ended < len(commands) else ""
+    return f" ({ended} of {len(commands)} ended{rest})"
 
 
 def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _Process:
@@ -132,6 +186,7 @@ def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **environment},
+            start_new_session=True,
         )
     return _Process(RunFolder(path), popen)
 
@@ -139,13 +194,13 @@ def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _
 def _stop(popen: "subprocess.Popen[bytes]") -> None:
     popen.terminate()
     try:
-        popen.wait(timeout=20)
+        popen.wait(timeout=GRACE)
     except subprocess.TimeoutExpired:
         popen.kill()
         popen.wait()
 
 
-def _report(process: _Process) -> bool:
+def _report(process: _Process, standing: str) -> bool:
     folder, code = process.folder, process.popen.returncode
     name, seconds = _name(folder.path), time.monotonic() - process.started
     if code == 0:
@@ -154,11 +209,14 @@ def _report(process: _Process) -> bool:
         accuracy = ""
         if folder.is_finished:
             accuracy = f", test accuracy {100 * folder.summary()['accuracy']['final']['test/acc']:.2f} %"
-        log.info("%s ends after %.0f s%s%s", name, seconds, bits, accuracy)
+        log.info("%s ends after %s%s%s%s", name, span(seconds), bits, accuracy, standing)
         return True
+    if code == InUseError.exit_status:
+        log.warning("%s is being trained by another process and left to it", name)
+        return False
     if code in STOPPED:
-        log.warning("%s was stopped by %s after %.0f s and has saved: the same command goes on", name,
-                    STOPPED[code].name, seconds)  # fmt: skip
+        log.warning("%s was stopped by %s after %s and has saved: the same command goes on", name,
+                    STOPPED[code].name, span(seconds))  # fmt: skip
         return False
     if folder.error() is None:
         ending = (folder.output_log).read_text(errors="replace").strip().splitlines()[-3:]
@@ -166,8 +224,8 @@ def _report(process: _Process) -> bool:
         folder.record_error(f"{cause}; it last said: {' / '.join(ending)}")
     error = folder.error() or {}
     log.error(
-        "%s FAILED after %.0f s: %s: %s (all it said: %s)",
-        name, seconds, error.get("type"), error.get("message"), folder.output_log,
+        "%s FAILED after %s: %s: %s (all it said: %s)",
+        name, span(seconds), error.get("type"), error.get("message"), folder.output_log,
     )  # fmt: skip
     return False
 
