@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 #: What ``bsq_lightning.library`` offers from here, imported when it is first asked for: torch takes seconds.
-_DOOR = ("quantize", "build_optimizer", "adjust", "calibrate", "read_scheme", "save", "load")
+_DOOR = ("quantize", "choose_bits", "build_optimizer", "adjust", "calibrate", "read_scheme", "save", "load")
 
 
 def __getattr__(name: str) -> Any:

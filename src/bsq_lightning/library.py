@@ -3,6 +3,7 @@
 Everything here is reached as ``bsq_lightning.quantize`` and so on; ``examples/plain_loop.py`` trains with it.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from bsq_lightning.exporters import Exported, export_packed
 from bsq_lightning.exporters import load as load_packed
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
-from bsq_lightning.quantizers import Adjustment, BitPlaneQuantizer, WeightQuantizer, relu6_or_pact
+from bsq_lightning.quantizers import Adjustment, BitPlaneQuantizer, LatentQuantizer, WeightQuantizer, relu6_or_pact
 from bsq_lightning.regularizers import BitGroupLasso, Regularizer
 from bsq_lightning.scheme import Scheme
+from bsq_lightning.sensitivity import Fisher, Sensitivity, Surroundings, allocate
 
 
 def quantize(
@@ -83,6 +85,51 @@ def build_optimizer(
     if regularizer is not None:
         regularizer.check({name: quantizer for name, _, quantizer in network.quantizers()})
     return LatentOptimizer(network, sgd, regularizer)
+
+
+def choose_bits(
+    net: nn.Module,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    *,
+    kilobytes: float | None = None,
+    mean_bits: float | None = None,
+    act_precision: int = 0,
+    skip: Sequence[str] = (),
+    sensitivity: Sensitivity | None = None,
+) -> Scheme:
+    """The bits of every layer that fit a budget and should cost the loss least, in seconds and without training.
+
+    Args:
+        net: trained float network; it is left as it is.
+        batches: images ``[N, ...]``, or images and labels; some hundred images are enough.
+        kilobytes: of the whole model, at 1000 bytes: weights with signs, steps, and 32 bits for everything else.
+        mean_bits: or bits of magnitude per quantized weight.
+        act_precision: bits of activations, as ``quantize`` will be given.
+        skip: layers that stay float, as ``quantize`` will be given.
+        sensitivity: what estimates the cost of each choice; ``Fisher()`` if None.
+
+    Returns:
+        A scheme, which ``quantize`` takes as ``precision``.
+
+    Raises:
+        ValueError: no budget or both, or one below the least possible, which the message says.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> scheme = choose_bits(net, [torch.randn(64, 4)], kilobytes=0.08)
+        >>> scheme.bits("model") <= 0.08 * 8000
+        True
+    """
+    given = {unit: value for unit, value in (("kilobytes", kilobytes), ("mean_bits", mean_bits)) if value is not None}
+    if len(given) != 1:
+        raise ValueError(f"give one budget, kilobytes or mean_bits ({len(given)} are given)")
+    network = quantize(copy.deepcopy(net), LatentQuantizer, act_precision=act_precision, skip=skip)
+    state = network.state()
+    weights = [(name, net.get_parameter(f"{name}.weight")) for name in network.names()]
+    table = (sensitivity or Fisher())(net, weights, batches)
+    around = Surroundings(state.float_parameters, act_precision, owners=state.owners)
+    (unit, budget), *_ = given.items()
+    return allocate(table, budget, unit, around).scheme
 
 
 def adjust(
