@@ -17,7 +17,7 @@ def allocate(cfg: DictConfig) -> float:
     """Writes ``scheme.json`` and returns the predicted rise of the loss."""
     with heavy_imports():
         from bsq_lightning.cli.search.allocation import allocate_bits, print_allocation
-        from bsq_lightning.cli.search.budget import Target
+        from bsq_lightning.cli.search.target import Target
         from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))

@@ -4,12 +4,13 @@ library only). It also reads the configs of earlier versions as today's."""
 from collections.abc import Mapping
 from typing import Any
 
-#: What may change between two starts of one run: where data lies, how devices compute, loggers, what cards say.
+#: What may change between two starts of one run: where data lies, devices and how they compute, loggers, and what only
+#: a search or a card asks.
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
     "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last", "trust",
-    "quant.paper", "quant.deviations",
+    "quant.knob_grows", "quant.paper", "quant.deviations",
 )  # fmt: skip
 #: What repeats of one run differ in, beside that: they are averaged in reports.
 REPEATED = ("seed", "data.seed", "trainer.log_every_n_steps")

@@ -1,7 +1,9 @@
-"""``python -m bsq_lightning.search target.kilobytes=60``: the largest network inside a budget; alpha is found.
+"""``python -m bsq_lightning.search target.kilobytes=60``: the largest network inside a budget that works.
 
-Takes everything that train takes. Bit-plane trainings bracket and bisect alpha, share one float stage, and are stopped
-when they are hopeless; the best run inside the budget is fine-tuned. ``hydra.run.dir=FOLDER`` again goes on.
+Takes everything that train takes. Trainings bracket and bisect the method's knob, share one float stage, and are
+stopped when they are hopeless; the best run inside the budget is taken to its end and measured there. One whose output
+no longer depends on the image, or that ends at chance, is refused, and the search goes on; where none is left it fails.
+``hydra.run.dir=FOLDER`` again goes on.
 """
 
 from pathlib import Path
@@ -14,29 +16,33 @@ from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
 
 @plain_errors
 def search(cfg: DictConfig) -> float:
-    """Searches alpha, fine-tunes the winner and returns its test accuracy."""
+    """Searches the knob, takes the best run to its end and returns its test accuracy."""
     with heavy_imports():
         from bsq_lightning.cli.run.summary_table import print_summary
-        from bsq_lightning.cli.search.budget import BudgetSearch, Target
-        from bsq_lightning.cli.search.table import print_search
+        from bsq_lightning.cli.search.budget import BudgetSearch
+        from bsq_lightning.cli.search.table import print_delivered, print_search
+        from bsq_lightning.cli.search.target import Target
         from bsq_lightning.cli.search.trainings import SearchRuns
-        from bsq_lightning.run_folder import RunFolder
 
     target = Target(**cfg.target)
     path = Path(HydraConfig.get().runtime.output_dir)
     runs = SearchRuns(cfg, path, HydraConfig.get())
+    scheme, judge = runs.untrained()
+    target.check(scheme)
     search = BudgetSearch(
-        path, target, runs.start_size(target), runs.adjustments, runs.first_value, runs.train, **cfg.search,
-        together=runs.slots.count,
+        path, target, target.size(scheme), runs.adjustments, runs.knob, runs.first_value, runs.grows, runs, judge,
+        **cfg.search, together=runs.slots.count,
     )  # fmt: skip
-    found = search.search()
-    winner = runs.choose(search, found)
-    search.record(winner=winner.alpha)
-    runs.finish(search.folder(winner.alpha))
-    folder = RunFolder(search.folder(winner.alpha).path)
+    try:
+        winner = search.search()
+    except ValueError:
+        print_search(search.trials, search.name, target)
+        raise
+    print_search(search.trials, search.name, target, winner)
+    folder = search.folder(winner)
     summary = folder.summary()
     print_summary(folder, summary)
-    print_search(search.trials, target, winner)
+    print_delivered(winner, search.name, target, summary)
     return summary["accuracy"]["final"]["test/acc"]
 
 

@@ -1,4 +1,4 @@
-"""The search of alpha against a size, with an exact stand-in for training: size falls as alpha rises."""
+"""The search of a knob against a size, with an exact stand-in for training: size falls as alpha rises."""
 
 import json
 import math
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from bsq_lightning.cli.search.bracket import Trial, hopeless, inside, next_alphas
-from bsq_lightning.cli.search.budget import BudgetSearch, Target
+from bsq_lightning.cli.search.bracket import Trial, hopeless, next_values
+from bsq_lightning.cli.search.budget import BudgetSearch
+from bsq_lightning.cli.search.judge import at_chance
+from bsq_lightning.cli.search.target import Target
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import LayerScheme, Scheme
 
@@ -20,40 +22,75 @@ def size(alpha: float) -> float:
 
 
 class Trainings:
-    """Writes what a bits stage would leave, adjustment by adjustment, and asks the watch in between."""
+    """Writes what training would leave, adjustment by adjustment, and asks the watch in between. Layer ``a`` holds the
+    size; training on after the bits are found multiplies it by ``shrinks``.
 
-    def __init__(self, size: Callable[[float], float] = size, fails: Callable[[float], bool] = lambda a: False) -> None:
-        self.size, self.fails, self.ran = size, fails, []
+    ``guesses`` and ``dies`` say of which sizes the network is at chance in the end, or has a dead path.
+    """
 
-    def __call__(self, alphas: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
+    def __init__(
+        self,
+        size: Callable[[float], float] = size,
+        fails: Callable[[float], bool] = lambda alpha: False,
+        guesses: Callable[[float], bool] = lambda kilobytes: False,
+        dies: Callable[[float], bool] = lambda kilobytes: False,
+        shrinks: float = 1.0,
+    ) -> None:
+        self.size, self.fails, self.guesses, self.dies, self.shrinks = size, fails, guesses, dies, shrinks
+        self.ran, self.finished = [], []
+
+    def train(self, values: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
         ended = {}
-        for path, alpha in alphas.items():
-            self.ran.append(alpha)
+        for path, value in values.items():
+            self.ran.append(value)
             path.mkdir(exist_ok=True)
             (path / "adjustments.jsonl").unlink(missing_ok=True)
             SweepFolder(path.parent).add_points({path.name: []})
-            ended[path] = not self.fails(alpha)
+            ended[path] = not self.fails(value)
             for i in range(1, 5):
-                at = 100 * (self.size(alpha) / 100) ** (i / 4)
-                with open(path / "adjustments.jsonl", "a") as file:
-                    file.write(json.dumps({"kilobytes_after": at}) + "\n")
+                self._leave(path, 100 * (self.size(value) / 100) ** (i / 4))
                 if watch(RunFolder(path)):
                     break
         return ended
 
+    def finish(self, folder: RunFolder) -> None:
+        self.finished.append(folder.path.name)
+        at = self.shrinks * self.size(float(folder.path.name.rpartition("=")[2]))
+        self._leave(folder.path, at)
+        folder.finish({"guesses": self.guesses(at)})
+
+    def best(self, complete: dict[Path, Trial]) -> Path:
+        return max(complete, key=lambda path: complete[path].size)
+
+    def of_bits(self, bits: dict[str, int | float]) -> str:
+        return "dead path" if bits.get("b") == 0 else ""
+
+    def of_summary(self, summary: dict[str, Any]) -> str:
+        return "at chance" if summary["guesses"] else ""
+
+    def _leave(self, path: Path, kilobytes: float) -> None:
+        dead = LayerScheme("b", 1, 0 if self.dies(kilobytes) else 1, 0.1, stored=(0, 0, 0))
+        layers = (LayerScheme("a", 1, 1, 0.1, stored=(0, round(8000 * kilobytes), 0)), dead)
+        RunFolder(path).write_scheme(Scheme(layers).to_json())
+        row = {"kilobytes_after": kilobytes, "layers": {"b": {"from": 8, "to": dead.precision}}}
+        with open(path / "adjustments.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
 
 def searching(path: Path, budget: float, trainings: Trainings, **more: Any) -> BudgetSearch:
-    arguments = {"start": 100.0, "adjustments": 4, "alpha": 1e-3, "max_runs": 30} | more
-    return BudgetSearch(path, Target(kilobytes=budget), train=trainings, **arguments)
+    arguments = {
+        "start": 100.0, "adjustments": 4, "knob": "reg.alpha", "value": 1e-3, "grows": False, "max_runs": 30
+    } | more  # fmt: skip
+    return BudgetSearch(path, Target(kilobytes=budget), trainings=trainings, judge=trainings, **arguments)
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
 @pytest.mark.parametrize("budget", [6, 20, 50, 90, 97])
 def test_it_ends_within_the_tolerance_below_the_budget(tmp_path: Path, budget: float, together: int) -> None:
     search = searching(tmp_path, budget, Trainings(), together=together)
-    best = search.search()[0]
+    best = search.search()
     assert 0.95 * budget <= best.size <= budget
-    assert best.size == pytest.approx(size(best.alpha))
+    assert best.size == pytest.approx(size(best.value), abs=1e-3)
     assert not best.stopped
     assert len(search.trials) <= 18
 
@@ -63,18 +100,18 @@ def test_a_stopped_trial_is_on_the_side_its_end_would_be_on(tmp_path: Path) -> N
     search.search()
     assert any(trial.stopped for trial in search.trials)
     for trial in search.trials:
-        assert inside(trial, 40) == (size(trial.alpha) <= 40), trial
+        assert (trial.size <= 40) == (size(trial.value) <= 40), trial
 
 
 def test_a_budget_that_the_network_meets_anyway_takes_the_smallest_penalty(tmp_path: Path) -> None:
-    best = searching(tmp_path, 500, Trainings()).search()[0]
+    best = searching(tmp_path, 500, Trainings()).search()
     assert best.size >= 95
 
 
 def test_failing_runs_bound_alpha_and_are_never_chosen(tmp_path: Path) -> None:
     search = searching(tmp_path, 50, Trainings(fails=lambda alpha: alpha > 0.04))
-    best = search.search()[0]
-    assert best.alpha <= 0.04 and 0.95 * 50 <= best.size <= 50
+    best = search.search()
+    assert best.value <= 0.04 and 0.95 * 50 <= best.size <= 50
 
 
 def test_out_of_runs_says_how_far_it_came(tmp_path: Path) -> None:
@@ -93,11 +130,11 @@ def test_a_search_that_is_started_again_repeats_nothing_and_finds_the_same(tmp_p
         pass
 
     class Dying(Trainings):
-        def __call__(self, alphas: dict[Path, float], watch: Any) -> dict[Path, bool]:
+        def train(self, values: dict[Path, float], watch: Any) -> dict[Path, bool]:
             if len(self.ran) == killed_after:
-                SweepFolder(tmp_path / "killed").add_points({path.name: [] for path in alphas})
+                SweepFolder(tmp_path / "killed").add_points({path.name: [] for path in values})
                 raise Killed
-            return super().__call__(alphas, watch)
+            return super().train(values, watch)
 
     first, second = Dying(), Trainings()
     with pytest.raises(Killed):
@@ -105,9 +142,100 @@ def test_a_search_that_is_started_again_repeats_nothing_and_finds_the_same(tmp_p
     again = searching(tmp_path / "killed", 30, second)
     assert again.search() == expected
     assert not set(first.ran) & set(second.ran)
-    assert first.ran + second.ran == [trial.alpha for trial in whole.trials]
+    assert first.ran + second.ran == [trial.value for trial in whole.trials]
     with pytest.raises(ValueError, match="another target"):
         searching(tmp_path / "killed", 31, second)
+
+
+@pytest.mark.parametrize("budget", [6, 20, 50, 90])
+def test_a_knob_that_the_size_grows_with_is_searched_the_other_way_round(tmp_path: Path, budget: float) -> None:
+    (tmp_path / "falls").mkdir()
+    (tmp_path / "grows").mkdir()
+    falls = searching(tmp_path / "falls", budget, Trainings())
+    grows = searching(
+        tmp_path / "grows",
+        budget,
+        Trainings(size=lambda bits: size(1 / bits)),
+        grows=True,
+        value=1e3,
+        knob="quant.bits",
+    )
+    best = grows.search()
+    assert 0.95 * budget <= best.size <= budget
+    assert 1 / best.value == pytest.approx(falls.search().value, rel=0.03)
+    assert (tmp_path / "grows" / f"bits={best.value:g}").is_dir()
+
+
+def test_what_is_delivered_is_inside_the_budget_and_works(tmp_path: Path) -> None:
+    """Laws over networks that break at some size: nothing broken is delivered, and the largest that works is found."""
+    # Of those that come inside 44 kB, only these work.
+    breaks = lambda kilobytes: not 30 <= kilobytes <= 40 and kilobytes < 45  # noqa: E731
+    for name, trainings in {"guesses": Trainings(guesses=breaks), "dies": Trainings(dies=breaks)}.items():
+        path = tmp_path / name
+        path.mkdir()
+        search = searching(path, 44, trainings)
+        best = search.search()
+        assert 30 <= best.size <= 40 and best.finished and best.alive
+        assert json.loads((path / "search.json").read_text())["winner"] == best.value
+        refused = [trial for trial in search.trials if trial.refused]
+        assert refused and all(not 30 <= trial.size <= 40 for trial in refused)
+
+
+def test_a_dead_path_stops_a_trial_at_the_adjustment_that_makes_it(tmp_path: Path) -> None:
+    trainings = Trainings(dies=lambda kilobytes: kilobytes < 80)
+    with pytest.raises(ValueError, match="as a network that works.*dead path"):
+        searching(tmp_path, 50, trainings, max_runs=6).search()
+    assert not trainings.finished
+    for folder in tmp_path.glob("alpha=*"):
+        bits = [row["layers"]["b"]["to"] for row in RunFolder(folder).adjustments()]
+        assert 0 not in bits[:-1]
+
+
+def test_sizes_are_those_at_the_end_not_where_the_search_looked(tmp_path: Path) -> None:
+    """The network goes on shrinking behind the stage that finds the bits; the table tells what lies in the folder."""
+    search = searching(tmp_path, 60, Trainings(shrinks=0.25))
+    best = search.search()
+    assert best.size == pytest.approx(size(best.value) / 4, abs=1e-3)
+
+
+def test_one_that_was_stopped_is_delivered_only_after_it_was_trained_to_its_end(tmp_path: Path) -> None:
+    """Where all that came inside were stopped as too small, the largest of them is completed, and judged."""
+    trainings = Trainings(size=lambda alpha: 90 if alpha < 0.01 else 3)
+    best = searching(tmp_path, 60, trainings, max_runs=4).search()
+    assert best.finished and not best.stopped and best.size == 3 and len(trainings.finished) == 1
+    broken = Trainings(size=trainings.size, guesses=lambda kilobytes: True)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match="refused: alpha=.* at chance"):
+        searching(tmp_path / "b", 60, broken, max_runs=4).search()
+
+
+def test_a_record_of_an_earlier_version_is_read_and_one_of_another_knob_refused(tmp_path: Path) -> None:
+    first = searching(tmp_path, 30, Trainings())
+    expected = first.search()
+    record = json.loads((tmp_path / "search.json").read_text())
+    old = {
+        "target": record["target"],
+        "trials": [
+            {"alpha": t["value"], "size": t["size"], "stopped": t["stopped"], "failed": ""} for t in record["trials"]
+        ],
+        "winner": record["winner"],
+    }
+    (tmp_path / "search.json").write_text(json.dumps(old))
+    again = Trainings()
+    assert searching(tmp_path, 30, again).search() == expected and not again.ran
+    with pytest.raises(ValueError, match="a search of reg.alpha, not of quant.bits"):
+        searching(tmp_path, 30, Trainings(), knob="quant.bits")
+    (tmp_path / "search.json").write_text(json.dumps({"trials": [{"size": 3}]}))
+    with pytest.raises(ValueError, match="is not the record of a search"):
+        searching(tmp_path, 30, Trainings())
+
+
+def test_chance_is_what_guessing_gives() -> None:
+    """Against the binomial by hand: the smallest count that guessing reaches less than once in a thousand."""
+    for images, classes in ((120, 4), (300, 10), (50, 100)):
+        share = [math.comb(images, k) * (classes - 1) ** (images - k) / classes**images for k in range(images + 1)]
+        least = next(k for k in range(images + 1) if sum(share[k:]) < 1e-3)
+        assert at_chance((least - 1) / images, images, classes) and not at_chance(least / images, images, classes)
 
 
 def test_hopeless_never_stops_a_run_that_keeps_its_fastest_pace() -> None:
@@ -118,11 +246,11 @@ def test_hopeless_never_stops_a_run_that_keeps_its_fastest_pace() -> None:
     assert not hopeless([100.0, 99.0], 1, 1, 0), "it has ended already"
 
 
-def test_alphas_stay_inside_the_bracket() -> None:
+def test_values_stay_inside_the_bracket() -> None:
     trials = [Trial(1e-3, 90), Trial(1e-1, 30), Trial(1e-2, 55)]
-    assert next_alphas(trials, 60, 1e-3, 4, 3) == [1.78e-3, 3.16e-3, 5.62e-3]
+    assert next_values(trials, 60, 1e-3, 4, 3) == [1.78e-3, 3.16e-3, 5.62e-3]
     # noise: a larger alpha ended too large, below it another is inside
-    assert all(a < 1e-2 for a in next_alphas([*trials, Trial(5e-2, 70)], 60, 1e-3, 4, 2))
+    assert all(a < 1e-2 for a in next_values([*trials, Trial(5e-2, 70)], 60, 1e-3, 4, 2))
 
 
 @pytest.mark.parametrize("given", [{}, {"kilobytes": 1, "gbops": 2}, {"kilobytes": 0}, {"gbops": math.inf}])

@@ -159,7 +159,42 @@ def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path
     record = json.loads((tmp_path / "search.json").read_text())
     winner = RunFolder(tmp_path / f"alpha={record['winner']:g}")
     assert winner.summary()["sizes"]["model"]["bits"] / 8000 <= 60
-    assert "largest network inside 60 kB" in output and "chosen" in output
+    assert "largest network inside 60 kB" in output and "delivered: alpha=" in output
+
+
+OWN_NETWORK = """
+from torch import Tensor, nn
+
+
+class Five(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(*c, 3, padding=1) for c in ((3, 16), (16, 32), (32, 64)))
+        self.fc1, self.fc2 = nn.Linear(256, 256), nn.Linear(256, num_classes)
+        self.pool, self.relu = nn.MaxPool2d(2), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = self.pool(self.relu(conv(x)))
+        return self.fc2(self.relu(self.fc1(x.flatten(1))))
+"""
+
+
+@pytest.mark.slow
+def test_a_search_delivers_no_broken_network(tmp_path: Path) -> None:
+    """A network of one's own without shortcuts, under a penalty that takes whole layers: far inside the budget, and its
+    output no longer depends on the image."""
+    (tmp_path / "five.py").write_text(OWN_NETWORK)
+    code, output = run(
+        "search", "target.kilobytes=60", "model._target_=five.Five", "~model.shortcut", "model.shortcuts=[]",
+        "model.float_activations=[]", "data=digits", "data.limit_train=256", "data.batch_size=32", "stages=quickstart",
+        "stages.float.epochs=2", "stages.float.optimizer.lr=0.02", "stages.bits.epochs=4", "reg.alpha=60",
+        "stages.bits.adjust_every_n_epochs=2", "stages.finetune.epochs=1", "search.max_runs=1", "logger=none",
+        f"hydra.run.dir={tmp_path / 'search'}", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+    )  # fmt: skip
+    assert code == 1, output
+    assert "dead path" in output and "as a network that works" in output and "Traceback" not in output
+    assert "winner" not in json.loads((tmp_path / "search" / "search.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +202,7 @@ def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path
     [
         ([], "give one target"),
         pytest.param(["target.kilobytes=1"], "out of reach", marks=pytest.mark.slow),
-        pytest.param(["target.kilobytes=60", "quant=uniform"], "needs a bits stage", marks=pytest.mark.slow),
+        pytest.param(["target.kilobytes=60", "quant=uniform"], "needs a stage that finds bits", marks=pytest.mark.slow),
         pytest.param(["target.kilobytes=60", "reg.alpha=0"], "must be positive", marks=pytest.mark.slow),
     ],
 )

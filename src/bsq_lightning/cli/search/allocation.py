@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.config import instantiate
-from bsq_lightning.cli.search.budget import Target
+from bsq_lightning.cli.search.target import Target
 from bsq_lightning.cli.settled import settled_config
 from bsq_lightning.sensitivity import Allocation, Surroundings, allocate
 

@@ -1,48 +1,69 @@
-"""Which alphas to try next, from the trials so far (pure arithmetic, no training)."""
+"""Which values of the knob to try next, from the trials so far (pure arithmetic, no training)."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LARGEST_ALPHA, SMALLEST_ALPHA = 1e6, 1e-9
+LARGEST, SMALLEST = 1e6, 1e-9
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One alpha: the size it ended with, in the target's unit, and why it was stopped or failed, if it was."""
+    """One value of the knob and what came of it.
 
-    alpha: float
+    Args:
+        value: of the knob.
+        size: in the target's unit: what the run left at its end, or where it was stopped.
+        stopped: why it was stopped before its end, if it was.
+        failed: the message of its failure, if it failed.
+        refused: why it must not be delivered (a dead path, accuracy at chance), if so.
+        finished: whether its last stage is done.
+    """
+
+    value: float
     size: float
     stopped: str = ""
     failed: str = ""
+    refused: str = ""
+    finished: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still be delivered."""
+        return not (self.failed or self.refused)
 
 
-def inside(trial: Trial, budget: float) -> bool:
-    """Whether the trial bounds alpha from above. A failed trial does: training breaks down at a large alpha."""
-    return trial.size <= budget or bool(trial.failed)
+def next_values(
+    trials: Sequence[Trial], budget: float, start: float, factor: float, count: int = 1, grows: bool = False
+) -> list[float]:
+    """Up to ``count`` values to try together; none when they cannot come closer.
 
-
-def next_alphas(trials: Sequence[Trial], budget: float, start: float, factor: float, count: int = 1) -> list[float]:
-    """Up to ``count`` alphas to try together; none when they cannot come closer.
-
-    Size falls as alpha rises. Until the budget lies between two trials, alpha is multiplied (too large) or divided
-    (inside) by ``factor``; then the interval between the largest alpha that is too large and the smallest inside is
-    cut into equal parts on a logarithmic scale.
+    Size falls as the pressure rises, which is the knob, or 1 / knob where size grows with it. Until the budget lies
+    between two trials, the pressure is multiplied (too large) or divided (inside) by ``factor``; then the interval
+    between the highest pressure that is too large and the lowest inside is cut into equal parts on a logarithmic scale.
+    A trial that is broken bounds the pressure from above, as one inside does: training breaks down where it is high;
+    but where a trial under more pressure is sound, from below.
 
     Example:
-        >>> next_alphas([], 60, start=1e-3, factor=4)
+        >>> next_values([], 60, start=1e-3, factor=4)
         [0.001]
-        >>> next_alphas([Trial(1e-3, 90)], 60, start=1e-3, factor=4)
+        >>> next_values([Trial(1e-3, 90)], 60, start=1e-3, factor=4)
         [0.004]
-        >>> next_alphas([Trial(1e-3, 90), Trial(4e-3, 50)], 60, start=1e-3, factor=4)
+        >>> next_values([Trial(1e-3, 90), Trial(4e-3, 50)], 60, start=1e-3, factor=4)
         [0.002]
+        >>> next_values([Trial(4, 90)], 60, start=4, factor=2, grows=True)
+        [2.0]
     """
+    sign = -1 if grows else 1
     if not trials:
-        return [_rounded(start * factor**i) for i in range(count)]
-    within = [trial.alpha for trial in trials if inside(trial, budget)]
+        return [_rounded(start * factor ** (sign * i)) for i in range(count)]
+    pressures = {trial: trial.value**sign for trial in trials}
+    sound = [pressures[trial] for trial in trials if trial.alive and trial.size <= budget]
+    bounding = [p for trial, p in pressures.items() if not trial.alive and p > max(sound, default=0.0)]
     # Noise can put a large network above a small one; the bracket is then the narrowest that is one.
-    upper = min(within, default=None)
-    lower = max((t.alpha for t in trials if not inside(t, budget) and (upper is None or t.alpha < upper)), default=None)
+    upper = min([*sound, *bounding], default=None)
+    too_large = [p for trial, p in pressures.items() if trial.size > budget or not trial.alive]
+    lower = max((p for p in too_large if upper is None or p < upper), default=None)
     if upper is None:
         assert lower is not None
         proposed = [lower * factor**i for i in range(1, count + 1)]
@@ -51,9 +72,9 @@ def next_alphas(trials: Sequence[Trial], budget: float, start: float, factor: fl
     else:
         ratio = (upper / lower) ** (1 / (count + 1))
         proposed = [lower * ratio**i for i in range(1, count + 1)] if ratio > 1.01 else []
-    tried = {trial.alpha for trial in trials}
-    alphas = [_rounded(alpha) for alpha in proposed if SMALLEST_ALPHA <= alpha <= LARGEST_ALPHA]
-    return [alpha for alpha in dict.fromkeys(alphas) if alpha not in tried]
+    tried = {trial.value for trial in trials}
+    values = [_rounded(pressure**sign) for pressure in proposed if SMALLEST <= pressure <= LARGEST]
+    return [value for value in dict.fromkeys(values) if value not in tried]
 
 
 def hopeless(sizes: Sequence[float], adjustments: int, budget: float, best: float) -> str:
@@ -85,5 +106,5 @@ def hopeless(sizes: Sequence[float], adjustments: int, budget: float, best: floa
     return ""
 
 
-def _rounded(alpha: float) -> float:
-    return float(f"{alpha:.3g}") if math.isfinite(alpha) else alpha
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}") if math.isfinite(value) else value

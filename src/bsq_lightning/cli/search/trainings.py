@@ -1,5 +1,6 @@
-"""The trainings of a budget search: one command for each alpha, one float stage for all of them."""
+"""The trainings of a budget search: one command for each value of the knob, one float stage for all of them."""
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from bsq_lightning.cli.building.networks import build_net, build_network
 from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, planned_stages, searched_stage, stage_settings
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.cli.search.bracket import Trial
-from bsq_lightning.cli.search.budget import BudgetSearch, Target
+from bsq_lightning.cli.search.judge import Judge
 from bsq_lightning.cli.sweep.launch import hydra_arguments, slots_of
 from bsq_lightning.cli.sweep.points import float_command, run_points, train_command
 from bsq_lightning.cli.trust import own_packages
 from bsq_lightning.run_folder import RunFolder, SweepFolder
+from bsq_lightning.scheme import Scheme
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +41,18 @@ class SearchRuns:
         with open_dict(self.cfg):
             del self.cfg["target"], self.cfg["search"]
         stages = planned_stages(self.cfg)
-        self.knob = cfg.quant.get("knob") if cfg.quant else None
+        knob = cfg.quant.get("knob") if cfg.quant else None
         stage = searched_stage(self.cfg)
-        if stage is None or self.knob is None or OmegaConf.select(cfg, self.knob) is None:
+        if stage is None or knob is None or OmegaConf.select(cfg, knob) is None:
             raise ValueError(
-                "a search needs a bits stage, and a knob that decides what it finds: use quant=bsq "
+                "a search needs a stage that finds bits, and a knob that decides what it finds: use quant=bsq "
                 "reg=bit_group_lasso, or another method whose file names a knob (quant.knob) and a stage that adjusts"
-            )
-        if self.knob.rpartition(".")[2] != "alpha":
-            raise ValueError(
-                f"a search raises its knob until the network is small enough, and {self.knob} of this method does not "
-                "work that way: set it to what you want, and train"
             )
         if cfg.until is not None:
             raise ValueError("until belongs to the search itself: leave it out")
-        self.stage = stage
+        self.stage, self.knob = stage, str(knob)
         self.first_value = float(OmegaConf.select(cfg, self.knob))
+        self.grows = bool(cfg.quant.get("knob_grows"))
         check_constructors(self.cfg, {})
         self.shares_float = stages[0] == FLOAT and not cfg.float_stage
         self.slots = slots_of(hydra.launcher.get("slots"), hydra.launcher.get("threads"), cfg.trainer.devices)
@@ -64,36 +62,25 @@ class SearchRuns:
         settings = stage_settings(self.cfg, stage)
         self.adjustments = math.ceil((settings.epochs or 1) / (settings.adjust_every_n_epochs or settings.epochs or 1))
 
-    def start_size(self, target: Target) -> float:
-        """Size before the first adjustment, in the target's unit.
-
-        Raises:
-            ValueError: not even a network without a single bit would be inside the target.
-        """
+    def untrained(self) -> tuple[Scheme, Judge]:
+        """What every trial starts with: the scheme before the first adjustment, and the judge of its graph."""
         datamodule = instantiate(self.cfg.data)
-        network = build_network(self.cfg, build_net(self.cfg, getattr(datamodule, "num_classes", 10)), self.stage)
+        net = build_net(self.cfg, getattr(datamodule, "num_classes", 10))
+        judge = Judge(copy.deepcopy(net), datamodule.image_size)
+        network = build_network(self.cfg, net, self.stage)
         network.count_macs_(datamodule.image_size)
-        scheme = network.scheme()
-        floor = target.size(scheme.at(0))
-        if floor >= target.value:
-            raise ValueError(
-                f"the target of {target.value:g} {target.unit} is out of reach: what stays float alone takes "
-                f"{floor:.4g} {target.unit} (batch norm, shortcuts, scales)"
-            )
-        return target.size(scheme)
+        return network.scheme(), judge
 
-    def train(self, alphas: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
-        """Trains each alpha to the end of the stage that finds the bits."""
+    def train(self, values: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
+        """Trains each value to the end of the stage that finds the bits."""
         shared = self._float_stage()
+        knobs = {path: f"{self.knob}={value:g}" for path, value in values.items()}
         commands = {
-            path: train_command(path, [*self.overrides, *self._turned(alpha), *shared], self.arguments)
-            for path, alpha in alphas.items()
+            path: train_command(path, [*self.overrides, knob, f"until={self.stage}", *shared], self.arguments)
+            for path, knob in knobs.items()
         }
-        SweepFolder(self.path).add_points({path.name: [f"{self.knob}={alpha:g}"] for path, alpha in alphas.items()})
+        SweepFolder(self.path).add_points({path.name: [knob] for path, knob in knobs.items()})
         return run_points(commands, self.slots, self.path.name, watch)
-
-    def _turned(self, alpha: float) -> list[str]:
-        return [f"{self.knob}={alpha:g}", f"until={self.stage}"]
 
     def _float_stage(self) -> list[str]:
         if not self.shares_float:
@@ -106,24 +93,22 @@ class SearchRuns:
                 raise ValueError(f"the float stage failed: {(RunFolder(path).error() or {}).get('message')}")
         return [f"float_stage='{path}'"]
 
-    def choose(self, search: BudgetSearch, found: list[Trial]) -> Trial:
-        """The winner: the best on validation images the float weights have not seen, else the largest."""
-        complete = [trial for trial in found if not trial.stopped]
-        if complete and not has_float_weights(self.cfg) and self.cfg.data.val_split:
-            accuracy = {t.alpha: search.folder(t.alpha).results()[self.stage]["val/acc"] for t in complete}
-            return max(complete, key=lambda trial: accuracy[trial.alpha])
-        return (complete or found)[0]
+    def best(self, complete: dict[Path, Trial]) -> Path:
+        """The best on validation images that the float weights have not seen, else the largest."""
+        if not has_float_weights(self.cfg) and self.cfg.data.val_split:
+            return max(complete, key=lambda path: RunFolder(path).results()[self.stage]["val/acc"])
+        return max(complete, key=lambda path: complete[path].size)
 
     def finish(self, folder: RunFolder) -> None:
-        """Takes the winner through its remaining stages.
+        """Takes a run through its remaining stages.
 
         Raises:
             ValueError: it failed.
         """
         if folder.is_finished:
             return
-        alpha = f"{self.knob}={folder.path.name.removeprefix('alpha=')}"
-        command = train_command(folder.path, [*self.overrides, alpha, *self._float_stage()], self.arguments)
-        log.info("%s wins and goes on to its end", folder.path.name)
+        knob = f"{self.knob}={folder.path.name.rpartition('=')[2]}"
+        command = train_command(folder.path, [*self.overrides, knob, *self._float_stage()], self.arguments)
+        log.info("%s is the best so far and goes on to its end", folder.path.name)
         if not run_points({folder.path: command}, self.slots, self.path.name)[folder.path]:
-            raise ValueError(f"the winner failed: {(folder.error() or {}).get('message')}")
+            raise ValueError(f"{folder.path.name} failed: {(folder.error() or {}).get('message')}")
