@@ -16,10 +16,12 @@ from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
 def allocate(cfg: DictConfig) -> float:
     """Writes ``scheme.json`` and returns the predicted rise of the loss."""
     with heavy_imports():
+        from bsq_lightning.cli.building.checks import check_settings
         from bsq_lightning.cli.search.allocation import allocate_bits, print_allocation
         from bsq_lightning.cli.search.target import Target
         from bsq_lightning.run_folder import RunFolder
 
+    check_settings(cfg)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     found = allocate_bits(cfg, Target(**cfg.target))
     path = folder.write_scheme(found.scheme.to_json())

@@ -16,9 +16,12 @@ def card(cfg: DictConfig) -> None:
         from bsq_lightning.cards.card import cell
         from bsq_lightning.cli.run.card import card_of_run, check_kept, write_card
         from bsq_lightning.cli.run.opening import open_run
+        from bsq_lightning.cli.settings import check_values
+        from bsq_lightning.cli.settings.groups import Card as CardSettings
         from bsq_lightning.quantized_tensor import load_state
         from bsq_lightning.run_folder import RunFolder
 
+    check_values(cfg, CardSettings)
     folder = RunFolder.existing(cfg.run)
     other = Card.load(cfg.diff) if cfg.diff else None
     summary = folder.summary()

@@ -10,7 +10,10 @@ def evaluate(cfg: DictConfig) -> float:
     """Tests the newest checkpoint of a run folder and compares with its summary."""
     with heavy_imports():
         from bsq_lightning.cli.run.opening import open_run
+        from bsq_lightning.cli.settings import check_values
+        from bsq_lightning.cli.settings.groups import Evaluate
 
+    check_values(cfg, Evaluate)
     opened = open_run(cfg.run, cfg.trust, cfg.data.root, cfg.trainer.accelerator)
     result = opened.experiment.test_trainer().test(opened.module, opened.datamodule, verbose=False)[0]
     accuracy, recorded = result["test/acc"], opened.accuracy

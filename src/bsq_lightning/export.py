@@ -13,8 +13,11 @@ def export(cfg: DictConfig) -> None:
     with heavy_imports():
         from bsq_lightning.cli.export_table import print_export
         from bsq_lightning.cli.run.opening import open_run
+        from bsq_lightning.cli.settings import check_values
+        from bsq_lightning.cli.settings.groups import Export
         from bsq_lightning.exporters import certify, size_ledger
 
+    check_values(cfg, Export)
     opened = open_run(cfg.run, cfg.trust, cfg.data.root, accelerator="cpu")
     network = opened.module.network.eval()
     if not network.names():

@@ -20,9 +20,11 @@ def ptq(cfg: DictConfig) -> float:
         from bsq_lightning.cli.run.layer_errors import print_layers
         from bsq_lightning.cli.run.one_run import run
         from bsq_lightning.cli.run.processes import stop_politely
+        from bsq_lightning.cli.settings import check_values
         from bsq_lightning.run_folder import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    check_values(cfg)
     cfg = begun_from(cfg, HydraConfig.get().overrides.task)
     check_settings(cfg)
     stop_politely(run, cfg, folder)

@@ -28,6 +28,8 @@ class ClampFloats:
     """
 
     def __init__(self, patterns: Sequence[str], low: float, high: float) -> None:
+        if not low <= high:
+            raise ValueError(f"floats are clamped between low and high: low={low} is above high={high}")
         self.patterns, self.low, self.high = tuple(patterns), low, high
 
     @torch.no_grad()

@@ -15,9 +15,12 @@ def report(cfg: DictConfig) -> None:
 
     from rich.console import Console
 
+    from bsq_lightning.cli.settings import check_values
+    from bsq_lightning.cli.settings.groups import Report
     from bsq_lightning.reports import collect, settings_table, write_report
 
-    folders = [Path(str(folder)) for folder in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
+    check_values(cfg, Report)
+    folders = [Path(folder) for folder in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
     collection = collect(folders)
     try:
         page = write_report(collection, Path(cfg.out or folders[0] / "report").expanduser().resolve())

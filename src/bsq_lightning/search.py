@@ -23,7 +23,9 @@ def search(cfg: DictConfig) -> float:
         from bsq_lightning.cli.search.table import print_delivered, print_search
         from bsq_lightning.cli.search.target import Target
         from bsq_lightning.cli.search.trainings import SearchRuns
+        from bsq_lightning.cli.settings import check_values
 
+    check_values(cfg)
     target = Target(**cfg.target)
     path = Path(HydraConfig.get().runtime.output_dir)
     runs = SearchRuns(cfg, path, HydraConfig.get())

@@ -8,20 +8,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.building.networks import build_module, build_net, build_network
 from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, planned_stages, stage_settings
 from bsq_lightning.cli.building.trainers import build_callbacks, build_trainer, device_count
 from bsq_lightning.cli.config import instantiate
+from bsq_lightning.cli.settings import check_values
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuses what would train something else than what was asked.
+    """Refuses values that no setting may have, and what would train something else than what was asked.
 
     Raises:
-        ValueError: arithmetic below 32 bits throughout, a strategy that splits parameters, or nothing to compile with.
+        ValueError: a value of the wrong type or out of range, an unknown key, arithmetic below 32 bits throughout, a
+            strategy that splits parameters, or nothing to compile with.
     """
+    check_values(cfg)
     if cfg.get("compile"):
         _check_compiler()
     precision, strategy = str(cfg.trainer.get("precision", "32-true")), str(cfg.trainer.get("strategy", "auto"))
@@ -36,8 +40,6 @@ def check_settings(cfg: DictConfig) -> None:
         )
     if precision.startswith("64") and cfg.quant and cfg.quant.get("state_dtype"):
         raise ValueError("trainer.precision=64-true turns planes into float64: leave quant.state_dtype out")
-    if cfg.preflight not in ("run", "only"):
-        raise ValueError(f"preflight is run or only, not {cfg.preflight!r}")
     if cfg.get("scheme") and not (cfg.quant and cfg.quant.scheme):
         raise ValueError(
             f"the method {cfg.quant.method if cfg.quant else 'float'!r} takes no scheme: scheme=FILE goes with "
@@ -45,7 +47,8 @@ def check_settings(cfg: DictConfig) -> None:
         )
     if cfg.quant and cfg.quant.act_precision is None and not cfg.quant.scheme:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
-    if cfg.until is not None and cfg.until not in (planned := planned_stages(cfg)):
+    planned = planned_stages(cfg)
+    if cfg.until is not None and cfg.until not in planned:
         given = " (the model has float weights)" if cfg.until == FLOAT and has_float_weights(cfg) else ""
         raise ValueError(
             f"until is the last stage of this start, one of {', '.join(planned)}, not {cfg.until!r}{given}"
@@ -57,16 +60,14 @@ def check_settings(cfg: DictConfig) -> None:
         )
     if cfg.trainer.get("sync_batchnorm") and device_count(cfg) > 1 and cfg.trainer.accelerator == "cpu":
         raise ValueError("trainer.sync_batchnorm works on GPUs only: leave it out")
-    for limit in ("limit_val_batches", "limit_test_batches"):
-        if cfg.trainer.get(limit) == 0:
-            raise ValueError(
-                f"trainer.{limit}=0 leaves nothing to report: data.val_split=0 does without validation images"
-            )
     if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "model_parallel")):
         raise ValueError(
             f"trainer.strategy={strategy} splits parameters between devices, and the planes of a weight with them; "
             "not supported yet: use ddp"
         )
+    known = [name for name in StrategyRegistry.available_strategies() if name.startswith(("ddp", "single"))]
+    if isinstance(cfg.trainer.strategy, str) and strategy not in ("auto", *known):
+        raise ValueError(f"trainer.strategy={strategy} is none of Lightning's: auto, {', '.join(known)}")
 
 
 def _check_compiler() -> None:
