@@ -159,3 +159,16 @@ def test_twice_is_refused(trained: Path, tmp_path: Path) -> None:
         code, output = run("ptq", f"run={source}", "images=64", f"hydra.run.dir={tmp_path / str(number)}")
         assert code == number, output
     assert "quantized without training already" in output
+
+
+@pytest.mark.slow
+def test_a_multirun_quantizes_each_point_from_the_same_run(trained: Path, tmp_path: Path) -> None:
+    common = ["-m", f"run={trained}", "stage=float", "images=64", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    code, output = run("ptq", *common, "ptq.precision=2,17")
+    assert code == 1 and "from 0 to 16, not 17" in output and "No point was started" in output, output
+    code, output = run("ptq", *common, "ptq.precision=2,3")
+    assert code == 0, output
+    bits = [json.loads(path.read_text())["mean_precision"] for path in (tmp_path / "sweep").glob("*/summary.json")]
+    assert sorted(bits) == [2, 3]
+    code, output = run("report", f"runs={tmp_path / 'sweep'}")
+    assert code == 0, output

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.building.networks import build_module, build_net, build_network
+from bsq_lightning.cli.building.post_training import methods_of
 from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, planned_stages, stage_settings
 from bsq_lightning.cli.building.trainers import build_callbacks, build_trainer, device_count
 from bsq_lightning.cli.config import instantiate
@@ -108,6 +109,8 @@ def check_constructors(cfg: DictConfig, seen: dict[str, Any]) -> None:
         key = f"{stage} {classes} {key}"
         if key not in seen:
             seen[key] = build_network(cfg, build_net(cfg, classes), stage)
+        if cfg.get("ptq"):
+            methods_of(cfg, seen[key].names(), {})
         module = build_module(cfg, seen[key], stage, classes)
         if stage_settings(cfg, stage).epochs is not None:
             module.configure_optimizers()

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bsq_lightning.callbacks.preemption import name_of
 from bsq_lightning.cli.building.checks import check_constructors
+from bsq_lightning.cli.building.post_training import begun_from
 from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
@@ -120,6 +121,8 @@ def launch_points(
     points: list[Point] = []
     for point in composed:
         try:
+            if _is_ptq(point):
+                point = replace(point, cfg=begun_from(point.cfg, point.overrides))
             here = {"accelerator": "auto"} if elsewhere and point.cfg.trainer.accelerator != "cpu" else {}
             check_constructors(cast(DictConfig, OmegaConf.merge(point.cfg, {"trainer": here})), seen)
             kept = read_config(point.folder.config) if point.folder.config.exists() else None
@@ -171,6 +174,11 @@ def _forget(sweep: SweepFolder) -> None:
                 folder.rmdir()
 
 
+def _is_ptq(point: Point) -> bool:
+    """Whether a point quantizes without training: it then begins with weights that are there."""
+    return bool(point.cfg.get("ptq"))
+
+
 def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan:
     shared: dict[Path, list[Point]] = {}
     todo = [point for point in points if point.folder.state not in ("done", "running")]
@@ -184,7 +192,9 @@ def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan
     commands = {}
     for point in todo:
         taken = [f"float_stage='{uses[point.folder.path]}'"] if point.folder.path in uses else []
-        commands[point.folder.path] = train_command(point.folder.path, [*point.overrides, *taken], arguments)
+        commands[point.folder.path] = train_command(
+            point.folder.path, [*point.overrides, *taken], arguments, "ptq" if _is_ptq(point) else "train"
+        )
     floats = {
         path: float_command(path, users[0].overrides, arguments, own_packages(OmegaConf.to_container(users[0].cfg)))
         for path, users in shared.items()

@@ -65,11 +65,14 @@ class _Process:
     started: float = field(default_factory=time.monotonic)
 
 
-def train_command(folder: Path, overrides: Sequence[str], arguments: Sequence[str] = ()) -> list[str]:
-    """The command that trains one point in ``folder``; ``arguments`` are Hydra's (``--config-dir`` and the like)."""
+def train_command(
+    folder: Path, overrides: Sequence[str], arguments: Sequence[str] = (), command: str = "train"
+) -> list[str]:
+    """The command that trains one point in ``folder``, or does something else that leaves a run folder; ``arguments``
+    are Hydra's (``--config-dir`` and the like)."""
     path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     here = [f"hydra.run.dir='{path}'", "hydra.mode=RUN"]
-    return [sys.executable, "-m", "bsq_lightning.train", *arguments, *overrides, *here]
+    return [sys.executable, "-m", f"bsq_lightning.{command}", *arguments, *overrides, *here]
 
 
 def float_command(
