@@ -26,6 +26,7 @@ from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from bsq_lightning.quantizers.msq import MSQQuantizer
+from bsq_lightning.quantizers.swis import SWISQuantizer
 from bsq_lightning.regularizers import L1, BitGroupLasso, BitsliceL1, CSQBudget, DropBitsL0, Regularizer
 from bsq_lightning.regularizers.msq_lsb import LowestBitsL1
 
@@ -191,6 +192,9 @@ QUANTIZERS: dict[str, Case] = {
     "dorefa_per_channel": Case(partial(DoReFaQuantizer, per_channel=True), relaxed_dorefa, anywhere, level=2,
                                rounded=lambda tensor: torch.stack([tanh_to_one(channel) for channel in tensor])),
     "msq": Case(MSQQuantizer, relaxed_in_weight, anywhere),
+    # Of 8 bits two are left: levels are up to 128 codes apart.
+    "swis": Case(SWISQuantizer, **_in_weight, level=128),
+    "swis_c": Case(partial(SWISQuantizer, shifts=8, consecutive=True), **_in_weight),
     "fixed_point": Case(FixedPointQuantizer, relaxed_in_weight, lambda quantizer: [ANYWHERE]),
     "cpq": Case(partial(CPQQuantizer, window=15), relaxed_cpq, bounds_of_cpq),
     "cpq_dropbits": Case(partial(CPQQuantizer, window=15, dropbits=True), relaxed_cpq, bounds_of_cpq),
@@ -216,6 +220,7 @@ METHODS: dict[str, tuple[Callable[..., WeightQuantizer], Callable[..., Activatio
     "lsq_activation": (LSQQuantizer, LSQActivation, None),
     "dorefa": (DoReFaQuantizer, relu6_or_pact, None),
     "pact": (partial(DoReFaQuantizer, scale="fit"), PACT, None),
+    "swis": (SWISQuantizer, relu6_or_pact, None),
     "msq": (partial(MSQQuantizer, threshold=0.45), relu6_or_pact, LowestBitsL1(0.01, hessian="hutchinson")),
 }
 

@@ -85,7 +85,7 @@ def test_a_users_own_class() -> None:
 
 
 @pytest.mark.parametrize(
-    "quant", ["bsq", "bsq_reference", "bsq_rewind", "uniform", "lsq", "lsq_act", "dorefa", "pact", "msq"]
+    "quant", ["bsq", "bsq_reference", "bsq_rewind", "uniform", "lsq", "lsq_act", "dorefa", "pact", "msq", "swis"]
 )
 def test_every_stage_of_every_method_is_built(quant: str, tmp_path: Path) -> None:
     cfg = composed(f"quant={quant}", "experiment=quickstart", *(["reg=msq_lsb"] if quant == "msq" else []))

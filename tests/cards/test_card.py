@@ -173,6 +173,9 @@ def test_a_config_that_lies_about_a_method_without_training(field: str, ptq: dic
     )
     with pytest.raises(ValueError, match=field):
         hold_against_config(state, {"quant": quant, "ptq": ptq})
+    if "shifts" in ptq:  # the same of quant=swis
+        with pytest.raises(ValueError, match=f"{field}.*quant"):
+            hold_against_config(state, {"quant": {**quant, **ptq}})
 
 
 def test_a_float_network_has_none() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bsq_lightning.ops.shared_shifts import share_shifts
 from bsq_lightning.post_training import SWIS, Round, Truncate
-from bsq_lightning.post_training.swis import share_shifts
 from bsq_lightning.quantized_tensor import QuantizedTensor
 
 # Squared error over energy on N(0, 1) weights, B = 8, M = 4: SWIS, SWIS-C, truncation.

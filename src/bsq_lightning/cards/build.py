@@ -168,7 +168,7 @@ def _kind(config: Mapping[str, Any]) -> str | None:
 
 def _allowed(config: Mapping[str, Any]) -> str | None:
     quant, knob = config.get("quant") or {}, str((config.get("quant") or {}).get("knob"))
-    if knob.endswith(".precision"):
+    if knob.endswith((".precision", ".shifts")):
         return "fixed"
     return f"0 to {quant.get('max_precision', 16)}, whole" if quant else None
 

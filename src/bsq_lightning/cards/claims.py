@@ -85,7 +85,7 @@ def _disagreements(state: QuantizedState, config: Mapping[str, Any]) -> Iterator
                     (per_channel),
                 )
         if of_method:
-            yield from _shifts(name, tensor, ptq)
+            yield from _shifts(name, tensor, *(("ptq", ptq) if "shifts" in ptq else ("quant", quant)))
     biases = any(name.endswith(".bias") for name in state.tensors)
     if biases != bool(quant.get("quantized_biases")) and quant:
         found = "biases are quantized" if biases else "no bias is quantized"
@@ -106,16 +106,20 @@ def _bits_said(config: Mapping[str, Any], is_end: bool) -> Iterator[tuple[str, A
         yield ("quant.precision", quant["precision"]) if other is None else ("quant.first_last_precision", other)
 
 
-def _shifts(name: str, tensor: QuantizedTensor, ptq: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
-    if not isinstance(tensor.extra, Shifts) or "shifts" not in ptq:
+def _shifts(
+    name: str, tensor: QuantizedTensor, where: str, method: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """``method`` is the part of the config that describes it, called ``where``."""
+    if not isinstance(tensor.extra, Shifts) or "shifts" not in method:
         return
-    mean, most = float(tensor.extra.number.double().mean()), math.ceil(ptq["shifts"])
-    if mean > most or (ptq.get("schedule") == "uniform" and mean != min(most, tensor.precision)):
-        yield "arithmetic.shifts_per_weight", "ptq.shifts", f"{name} has {mean:g} shifts", ptq["shifts"]
+    said = method["shifts"]
+    mean, most = float(tensor.extra.number.double().mean()), math.ceil(said)
+    if mean > most or (method.get("schedule") != "greedy" and mean != min(most, tensor.precision)):
+        yield "arithmetic.shifts_per_weight", f"{where}.shifts", f"{name} has {mean:g} shifts", said
     for key in ("group", "consecutive"):
         found = getattr(tensor.extra, key)
-        if found != ptq.get(key, found):
-            yield "arithmetic.special_hardware", f"ptq.{key}", f"{name} has {key} {found}", ptq[key]
+        if found != method.get(key, found):
+            yield "arithmetic.special_hardware", f"{where}.{key}", f"{name} has {key} {found}", method[key]
 
 
 def _activations(state: QuantizedState, quant: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
