@@ -159,6 +159,18 @@ def test_channels_of_large_output_error_matter(trained, fraction: float) -> None
     assert output_error(net, changed["top"], test_images) < output_error(net, changed["bottom"], test_images)
 
 
+def test_as_many_points_on_other_channels_err_more(trained) -> None:
+    net, images, test_images, _ = trained
+    inputs = layer_inputs(net, ["0", "2", "4"], [images])
+    errors, points = [], []
+    for select in ("output_error", "random"):
+        other = copy.deepcopy(net)
+        tensors = quantize_(other, {name: Multipoint(2, 0.1, select=select) for name in inputs}, inputs)
+        errors.append(output_error(net, {name: tensor.dequantize() for name, tensor in tensors.items()}, test_images))
+        points.append([sorted(points_of(tensor).tolist()) for tensor in tensors.values()])
+    assert points[0] == points[1] and max(points[0][0]) > 1 and errors[0] < errors[1]
+
+
 def test_threshold_is_a_dial(trained) -> None:
     net, images, test_images, labels = trained
     names = ["0", "2", "4"]

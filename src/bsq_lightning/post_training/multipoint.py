@@ -12,7 +12,7 @@ from bsq_lightning.quantized_tensor import Points, QuantizedTensor
 from bsq_lightning.scheme import FLOAT_BITS
 
 SEARCHES = ("exact", "grid")
-SELECTIONS = ("output_error", "all")
+SELECTIONS = ("output_error", "random", "all")
 
 
 class Multipoint:
@@ -33,7 +33,8 @@ class Multipoint:
         search: ``exact`` over all a (derived; never worse than a grid), or ``grid``, the paper's candidates
             ``g, 2g, ...`` with ``g = min(smallest gap / m, eta)`` (recalled from a reimplementation, unverified).
         refit: after each point solve least squares for all a_1..a_n jointly (derived).
-        select: ``output_error``, or ``all``: every channel has ``max_points``.
+        select: ``output_error``; ``random``: as many points, on other channels, which shows what the choice is worth;
+            or ``all``: every channel has ``max_points``.
         per_channel: the first point has a step for each channel, else one for the layer, as a plain quantizer has.
         eta: largest gap of the grid.
 
@@ -78,8 +79,10 @@ class Multipoint:
         rows = as_rows(weight)
         steps, codes = self.points(rows)  # [n, n, K], [n, K, d]
         wanted = torch.full((len(rows),), self.max_points, device=rows.device)
-        if self.select == "output_error" or self.max_size is not None:
+        if self.select != "all" or self.max_size is not None:
             wanted = self._select(rows, steps, codes, inputs)
+        if self.select == "random":
+            wanted = wanted[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
         wanted.clamp_(min=1)
         most = int(wanted.max())
         steps = steps[wanted - 1, :, torch.arange(len(rows), device=rows.device)].T[:most]  # [n, K]
@@ -132,7 +135,7 @@ class Multipoint:
             errors[i] = output_errors((rows - approximation).to(rows.dtype), inputs) / energy
         # A further point is asked for only where all before it were.
         errors = errors.cummin(0).values if len(errors) else errors
-        threshold = self.threshold if self.select == "output_error" else -1.0
+        threshold = -1.0 if self.select == "all" else self.threshold
         asked = errors > threshold
         if self.max_size is not None:
             allowed = int((self.max_size - 1) * len(rows))

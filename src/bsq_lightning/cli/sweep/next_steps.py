@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 from bsq_lightning.cli.sweep.status import point_states
 from bsq_lightning.run_folder import SweepFolder
@@ -16,7 +17,8 @@ def command_to_go_on(sweep: SweepFolder) -> str:
             *arguments,
             f"hydra.sweep.dir='{path}'" if set("=, '()") & set(path) else f"hydra.sweep.dir={path}",
         ]
-    return shlex.join(["python", "-m", "bsq_lightning.train", *arguments])
+    command = "ptq" if Path(sys.argv[0]).stem.endswith("ptq") else "train"
+    return shlex.join(["python", "-m", f"bsq_lightning.{command}", *arguments])
 
 
 def next_steps(sweep: SweepFolder) -> dict[str, str]:
