@@ -176,6 +176,7 @@ def saturating_matmul(
         F.pad(slices(signed, bits, slice_bits), (0, pad)).unflatten(-1, (-1, rows)).float()
         for signed in (codes.clamp(min=0), codes.clamp(max=0))
     ]
+    filled = [any(bool(cells[k].any()) for cells in crossbar) for k in range(len(adc))]
     result = torch.zeros(len(inputs), len(codes), dtype=torch.float64, device=inputs.device)
     for sign, sent in ((1, inputs.clamp(min=0)), (-1, inputs.clamp(max=0).neg())):
         if not bool(sent.any()):
@@ -184,6 +185,8 @@ def saturating_matmul(
         for t in range(input_bits):
             line = ((sent >> t) & 1).float()
             for k, width in enumerate(adc):
+                if not filled[k]:
+                    continue
                 positive, negative = (
                     torch.einsum("bgr,kgr->bgk", line, cells[k]).clamp_(max=2**width - 1).sum(1) for cells in crossbar
                 )
