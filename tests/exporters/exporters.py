@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bsq_lightning.exporters import export_onnx, export_packed, export_torch, load, read_packed
+from bsq_lightning.exporters import export_hub, export_onnx, export_packed, export_torch, load, read_packed
 from bsq_lightning.exporters.kinds import read_model
 from bsq_lightning.exporters.onnx_graph import run_graph
 
+NEEDS_HUB = pytest.mark.skipif(
+    find_spec("huggingface_hub") is None, reason="huggingface_hub is not installed: its folder is not tested"
+)
 NEEDS_ONNX = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
     reason="onnx, onnxruntime or onnxscript is not installed: ONNX is not tested",
@@ -56,8 +59,10 @@ def _run_onnx(path: Path, net: nn.Module, x: Tensor) -> Tensor:
 
 FORMATS = {
     "packed": Format(export_packed, _run_packed, lambda path: read_packed(path).card, 0.0),
+    "hub": Format(export_hub, _run_packed, lambda path: read_packed(path).card, 0.0),
     "onnx": Format(export_onnx, _run_onnx, _onnx_card, 1e-5),
     "onnx_folded": Format(partial(export_onnx, fold=True), _run_onnx, _onnx_card, 1e-5),
     "torch_export": Format(export_torch, lambda path, net, x: torch.export.load(path).module()(x), _program_card, 1e-6),
 }
-ALL = [pytest.param(name, marks=NEEDS_ONNX if "onnx" in name else ()) for name in FORMATS]
+MARKS = {"onnx": NEEDS_ONNX, "onnx_folded": NEEDS_ONNX, "hub": NEEDS_HUB}
+ALL = [pytest.param(name, marks=MARKS.get(name, ())) for name in FORMATS]

@@ -2,6 +2,7 @@
 
 from bsq_lightning.exporters.certificate import Check, Verification, certify, read_certificate, verify
 from bsq_lightning.exporters.folding import fold_batch_norm
+from bsq_lightning.exporters.hub import export_hub
 from bsq_lightning.exporters.integer import IntegerRun, run_in_integers
 from bsq_lightning.exporters.ledger import LedgerRow, size_ledger
 from bsq_lightning.exporters.onnx_qdq import export_onnx
@@ -18,6 +19,7 @@ __all__ = [
     "Packed",
     "Verification",
     "certify",
+    "export_hub",
     "export_onnx",
     "export_packed",
     "export_torch",

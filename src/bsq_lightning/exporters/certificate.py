@@ -197,7 +197,7 @@ def _check_size(path: Path, kind: str) -> Check:
     holds = parts["codes"] + parts["steps"] + parts["float_parameters"]
     text = (
         f"{holds} bytes of model, the scheme claims {claimed:.0f}; "
-        f"{parts['buffers']} of running statistics and {parts['header']} of header beside"
+        f"{parts['buffers']} of running statistics, {parts['card']} of card and {parts['header']} of header beside"
     )
     return Check("size", abs(holds - claimed) <= max(0.01 * claimed, 4.0 * len(state.tensors)), text)
 

@@ -95,7 +95,7 @@ def entropy_bits(codes: Tensor) -> float:
 
 def _packed(name: str, path: Path) -> LedgerRow:
     parts = {part.replace("_", " "): size for part, size in read_packed(path).parts.items()}
-    return LedgerRow(name, path.stat().st_size, parts, "running statistics and header are no part of the claim")
+    return LedgerRow(name, path.stat().st_size, parts, "running statistics, card and header are no part of the claim")
 
 
 def _compressed(name: str, path: str | Path, state: QuantizedState) -> LedgerRow:

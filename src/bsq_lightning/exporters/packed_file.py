@@ -31,8 +31,8 @@ class Packed:
         state: quantized tensors and activations.
         rest: by name in the state dict what stays float.
         parts: bytes of its parts, which together are the file. ``codes``, ``steps`` and ``float_parameters`` are what
-            a scheme counts as the model; ``buffers`` (running statistics) and ``header`` (names, shapes, scheme, card,
-            checksum) come on top.
+            a scheme counts as the model; ``buffers`` (running statistics), ``card`` and ``header`` (names, shapes,
+            scheme, checksum) come on top.
         notes: in words, what is stored otherwise than the method stores it.
         card: what was given at the export.
     """
@@ -69,9 +69,10 @@ def read_packed(path: str | Path) -> Packed:
         parts = {"codes": _bytes(arrays["codes"]), "steps": _bytes(arrays["steps"])}
         parts["float_parameters"] = sum(map(_bytes, floats["parameters"].values()))
         parts["buffers"] = sum(map(_bytes, floats["buffers"].values()))
-        parts["header"] = path.stat().st_size - sum(parts.values())
         notes, card = tuple(map(_name, index["notes"])), index["card"]
         _want(isinstance(card, dict), f"a card of {type(card).__name__}")
+        parts["card"] = _quoted(card) if card else 0
+        parts["header"] = path.stat().st_size - sum(parts.values())
         return Packed(state, floats["parameters"] | floats["buffers"], parts, notes, card)
     except (*ERRORS, OSError) as error:
         raise ValueError(f"{path} is not a whole packed network ({type(error).__name__}: {error})") from error
@@ -167,6 +168,11 @@ def _is_count(value: Any) -> bool:
 def _want(good: bool, what: str) -> None:
     if not good:
         raise ValueError(f"{what} cannot be")
+
+
+def _quoted(card: Any) -> int:
+    """Bytes of JSON in a string of JSON, as the file has it."""
+    return len(json.dumps(json.dumps(card, separators=(",", ":")))) - 2
 
 
 def _bytes(array: Tensor) -> int:

@@ -66,6 +66,10 @@ class Experiment:
         """Dotted path of the architecture."""
         return self.cfg.model["_target_"]
 
+    def architecture(self, num_classes: int) -> dict[str, Any]:
+        """How to build the plain network, as data that goes with a file."""
+        return networks.architecture(self.cfg, num_classes)
+
     @property
     def float_stage(self) -> str | None:
         """Run folder whose float stage this run shares."""

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +24,7 @@ _NOT_ARGUMENTS = ("weights", "shortcuts", "float_activations")
 
 def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> nn.Module:
     """The plain float network, with its float weights where some are given; folded, where that is asked for."""
-    model = {key: value for key, value in cfg.model.items() if key not in _NOT_ARGUMENTS}
+    model = _model(cfg)
     weights = cfg.model.get("weights")
     # torchvision has names for its weights, DEFAULT or IMAGENET1K_V2; a file has a folder or an ending.
     named = with_weights and weights and model["_target_"].startswith("torchvision.") and str(weights).isidentifier()
@@ -41,6 +42,20 @@ def build_net(cfg: DictConfig, num_classes: int, with_weights: bool = True) -> n
     if cfg.get("fold"):
         fold_batch_norm_(net)
     return net
+
+
+def architecture(cfg: DictConfig, num_classes: int) -> dict[str, Any]:
+    """How the plain network is built: ``target``, its ``arguments``, and whether batch norms were folded after that."""
+    arguments = {
+        "num_classes": num_classes,
+        **{key: value for key, value in _model(cfg).items() if key != "pretrained"},
+    }
+    return {"target": arguments.pop("_target_"), "arguments": arguments, "folded": bool(cfg.get("fold"))}
+
+
+def _model(cfg: DictConfig) -> dict[str, Any]:
+    model: Any = OmegaConf.to_container(cfg.model)
+    return {key: value for key, value in model.items() if key not in _NOT_ARGUMENTS}
 
 
 def build_network(

@@ -81,6 +81,20 @@ def leave_card(
         log.warning("no quantization card is written, because the run disagrees with itself: %s", error)
 
 
+def kept_card(folder: RunFolder, experiment: Experiment, network: QuantizedNetwork) -> Card:
+    """The card that a run keeps; of a run that keeps none, because it is not finished or older than cards, what weights
+    and config tell.
+
+    Raises:
+        ValueError: the card that it keeps is none.
+    """
+    if folder.card_file.exists():
+        return Card.load(folder.card_file)
+    config: Any = OmegaConf.to_container(experiment.cfg)
+    summary = folder.summary() if folder.is_finished else None
+    return cards.build_card(network.net, network.state().fitting(), config=config, summary=summary)
+
+
 def check_kept(folder: RunFolder, card: Card) -> None:
     """Holds a card against the one that the folder keeps, if it keeps one.
 
