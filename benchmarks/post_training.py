@@ -58,6 +58,7 @@ def methods(quick: bool) -> dict[str, PostTrainingMethod]:
         found[f"truncated to {number} bits"] = Truncate(number)
         found[f"SWIS, {number} shifts"] = SWIS(number)
         found[f"SWIS-C, {number} shifts"] = SWIS(number, consecutive=True)
+        found[f"SWIS, {number} shifts on average, filters scheduled"] = SWIS(number, schedule="greedy")
     found["truncated to 4 bits, a step a channel"] = Truncate(4, per_channel=True)
     found["multipoint, 4 bits, a first step a layer"] = Multipoint(4, per_channel=False, max_points=2 if quick else 4)
     return found
