@@ -170,5 +170,7 @@ def test_a_multirun_quantizes_each_point_from_the_same_run(trained: Path, tmp_pa
     assert code == 0, output
     bits = [json.loads(path.read_text())["mean_precision"] for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert sorted(bits) == [2, 3]
+    cards = [Card.load(path.parent) for path in (tmp_path / "sweep").glob("*/summary.json")]
+    assert all(card["compute.hyperparameters_swept"] == ["ptq.precision"] for card in cards)
     code, output = run("report", f"runs={tmp_path / 'sweep'}")
     assert code == 0, output

@@ -27,7 +27,8 @@ def build_card(
         state: the same as data; with MACs and bits of inputs, where they are to be on the card.
         config: the settled config of the run; without one the fields that only it tells are ``unknown``.
         summary: the content of ``summary.json``.
-        origin: fields of ``generated_from``, and ``fingerprint`` of the data; what is missing is ``unknown``.
+        origin: fields of ``generated_from``, ``fingerprint`` of the data, the keys ``swept``; what is missing is
+            ``unknown``.
 
     Raises:
         ValueError: nothing is quantized, or a parameter of ``net`` is not what ``state`` says; the message names it.
@@ -96,7 +97,7 @@ def build_card(
         "compute": {
             "hours": round(sum(summary["seconds"].values()) / 3600, 4) if "seconds" in summary else UNKNOWN,
             "device": summary.get("device", UNKNOWN),
-            "hyperparameters_swept": UNKNOWN,
+            "hyperparameters_swept": origin.get("swept", UNKNOWN),
             "split_of_sweeps": UNKNOWN,
         },
         "cost": measured.cost_of(scheme),

@@ -167,7 +167,7 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {cell(each)}" for key, each in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(cell(each) for each in value) or "none"
+        return "; ".join(cell(each) for each in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = f"{value:.7g}" if isinstance(value, float) else str(value)

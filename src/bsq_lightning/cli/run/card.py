@@ -17,7 +17,7 @@ from bsq_lightning.data import ImageDataModule
 from bsq_lightning.files import write_whole
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.quantized_tensor import load_state
-from bsq_lightning.run_folder import RunFolder
+from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def card_of_run(
         "command": " ".join(["ptq" if config.get("ptq") else "train", *read_overrides(folder.path)]),
         "date": time.strftime("%Y-%m-%d"),
         "fingerprint": f"{datamodule.fingerprint():016x}",
+        "swept": _swept(folder),
     }
     return cards.build_card(network.net, state, config=config, summary=summary, origin=origin)
 
@@ -109,9 +110,20 @@ def check_kept(folder: RunFolder, card: Card) -> None:
         field = f"generated_from.{name}_sha256"
         if kept[field] != card[field]:
             raise ValueError(f"{field}: {path} was changed after {folder.card_file} was written. {anew}")
-    if found := kept.differences(card):
+    found = kept.differences(card)
+    found.pop("compute.hyperparameters_swept", None)  # a sweep may have got more points
+    if found:
         told = "; ".join(f"{name}: {old} there, {new} by the weights" for name, (old, new) in list(found.items())[:5])
         raise ValueError(f"{folder.card_file} says something else than the run ({told}). {anew}")
+
+
+def _swept(folder: RunFolder) -> str | list[str]:
+    """The keys in which the points of its sweep differ; what was tried elsewhere, no folder tells."""
+    points = list(SweepFolder(folder.path.parent).points().values())
+    common = set(points[0]).intersection(*points) if points else set()
+    keys = {override.partition("=")[0].lstrip("+~") for overrides in points for override in overrides}
+    constant = {override.partition("=")[0].lstrip("+~") for override in common}
+    return sorted(keys - constant) or "unknown"
 
 
 def _sha256(path: Path) -> str:
