@@ -100,13 +100,13 @@ def test_the_command_on_a_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, output = run("train", *TINY, f"hydra.run.dir={folder}", "quant=uniform", "quant.precision=3", "reg=none")
     assert code == 0, output
-    code, output = run("slices", f"run={folder}", "images=20", "adc_bits=[1]")
-    assert code == 0 and "slices, most significant first" in output and "test accuracy, 20 images" in output, output
+    code, output = run("slices", f"run={folder}", "images=200", "adc_bits=[1]")
+    assert code == 0 and "slices, most significant first" in output and "test accuracy, 200 images" in output, output
     content = json.loads((folder / "slices.json").read_text())
     of_all = [row for row in content["slices"] if row["layer"] == "all layers"]
     assert [row["slice"] for row in of_all] == [3, 2, 1, 0]
     found = {each["converters"]: each["accuracy"] for each in content["accuracies"]}
-    assert found["none saturates"] == pytest.approx(found["no crossbars"], abs=0.11)
+    assert found["none saturates"] == pytest.approx(found["no crossbars"], abs=0.06)  # float inputs in 8 bits
     assert (folder / "slices.csv").read_text().count("\n") == 1 + len(content["slices"])
     code, output = run("slices", f"run={folder}", "images=-1")
     assert code == 1 and "images is a positive number" in output
