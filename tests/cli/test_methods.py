@@ -22,6 +22,10 @@ METHODS: dict[str, tuple[list[str], list[str]]] = {
     "csq": (["reg=csq_budget", "reg.alpha=1", "quant.stages.soft.epochs=3"], ["soft", "hard"]),
     "cpq": (["reg=dropbits_l0", "reg.alpha=30", "stages.bits.epochs=3"], ["drop", "fixed"]),
     "fixed_point": (["reg=bitslice_l1", "reg.alpha=1", "stages.bits.epochs=2"], ["l1", "slices"]),
+    "lsq": (
+        ["reg=none", "quant.precision=1", "freeze=oscillating", "freeze.momentum=0.2", "freeze.start=0.3"],
+        ["finetune"],
+    ),
     "water_filling": (
         ["reg=none", "mix=cutmix", "distill=float", "quant.exchanges=4", "quant.until=0.8", "quant.mean_bits=3"],
         ["finetune"],

@@ -2,6 +2,7 @@
 
 from bsq_lightning.callbacks.batch_statistics import BatchStatistics
 from bsq_lightning.callbacks.epoch_line import EpochLine
+from bsq_lightning.callbacks.oscillation_freezing import OscillationFreezing
 from bsq_lightning.callbacks.precision_adjustment import PrecisionAdjustment
 from bsq_lightning.callbacks.precision_allocation import PrecisionAllocation
 from bsq_lightning.callbacks.preemption import Preempted, Preemption
@@ -14,6 +15,7 @@ from bsq_lightning.callbacks.skipped_images import SkippedImages
 __all__ = [
     "BatchStatistics",
     "EpochLine",
+    "OscillationFreezing",
     "PrecisionAdjustment",
     "PrecisionAllocation",
     "Preempted",

@@ -171,6 +171,18 @@ class WeightQuantizer(nn.Module, ABC):
     def project_(self) -> None:  # noqa: B027
         """Brings the latents back into their range; called after every step that the quantizer does not take itself."""
 
+    def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
+        """Sets the latents of some weights so that their codes are ``codes``, and in the middle of those.
+
+        Args:
+            where: bool, shape of W.
+            codes: as ``codes()`` gives them; read only ``where``.
+
+        Raises:
+            ValueError: this method has no single float behind each code.
+        """
+        raise ValueError(f"{type(self).__name__} has no float behind each code that could be held")
+
     def adjust_precision_(self, bits: int | None = None) -> Adjustment:
         """Re-quantizes and drops what is empty, or goes to ``bits``; only some methods do either.
 

@@ -120,6 +120,12 @@ class CPQQuantizer(WeightQuantizer):
     def codes(self) -> Tensor:
         return quantize(self.latent.detach(), self.step(), self.precision)
 
+    @torch.no_grad()
+    def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
+        if self.drops:
+            raise ValueError("CPQ's codes are of another grid at every step while it drops bits")
+        self.latent.copy_(torch.where(where, codes * self.step(), self.latent))
+
     def relaxed(self) -> Tensor | None:
         return None if self.drops else self.latent.detach()
 

@@ -82,6 +82,9 @@ class DoReFaQuantizer(OneFloatQuantizer):
         squashed = self.latent.detach().tanh()
         return squashed * (self.scale.detach() / self._largest(squashed))
 
+    def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
+        raise ValueError("DoReFa's levels follow its largest weight: to hold that one at a code would shrink them all")
+
     def step(self) -> Tensor:
         """Half the distance of two neighbouring levels."""
         return self.scale.detach() / self._top if self.precision else self.scale.detach() * 0

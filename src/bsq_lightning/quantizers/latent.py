@@ -63,6 +63,9 @@ class LatentQuantizer(OneFloatQuantizer):
     def _latent_step(self) -> Tensor | float:
         return 1 / levels(self.precision) if self.units == "scale" else self.step()
 
+    def _latent_of(self, codes: Tensor) -> Tensor:
+        return codes * self._latent_step()
+
     def codes(self) -> Tensor:
         if not self.precision:
             return torch.zeros_like(self.latent)

@@ -105,6 +105,9 @@ class MSQQuantizer(OneFloatQuantizer):
     def latent_gradients(self, weight: Tensor, grad: Tensor) -> Sequence[Tensor]:
         return (grad.clone(),) if self.precision else ()
 
+    def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
+        raise ValueError("MSQ's levels follow its largest weight: to hold that one at a code would shrink them all")
+
     @torch.no_grad()
     def project_(self) -> None:
         """M to the largest magnitude; latents are bounded by nothing."""

@@ -40,6 +40,14 @@ class OneFloatQuantizer(WeightQuantizer, ABC):
     def relaxed(self) -> Tensor | None:
         return self.latent.detach()
 
+    @torch.no_grad()
+    def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
+        self.latent.copy_(torch.where(where, self._latent_of(codes), self.latent))
+
+    def _latent_of(self, codes: Tensor) -> Tensor:
+        """The latent in the middle of each code."""
+        return codes * self.step()
+
     def get_extra_state(self) -> Any:
         return self._precision
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
 
-from bsq_lightning.callbacks import PrecisionAllocation
+from bsq_lightning.callbacks import OscillationFreezing, PrecisionAllocation
 from bsq_lightning.checkpoint_io import load_checkpoint, load_state
 from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.run.stage_memory import stage_memory
@@ -58,7 +58,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                 continue
             if done is None or stage != first:  # within a stage the bits have moved on
                 for callback in callbacks[stage]:
-                    if isinstance(callback, PrecisionAllocation):
+                    if isinstance(callback, (PrecisionAllocation, OscillationFreezing)):
                         callback.check(module, steps_per_epoch * epochs)
             experiment.teach(module, stage, datamodule.num_classes, None)
             with alone():
