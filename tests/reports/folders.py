@@ -190,7 +190,9 @@ def _adjust(
 
 def _scheme(layers: dict[str, int], bits: dict[str, int]) -> Scheme:
     return Scheme(
-        tuple(LayerScheme(n, layers[n], bits[n], 0.01) for n in layers), float_parameters=4138, act_precision=4
+        tuple(LayerScheme(n, layers[n], bits[n], 0.01, macs=64 * layers[n]) for n in layers),
+        float_parameters=4138,
+        act_precision=4,
     )
 
 
@@ -207,6 +209,8 @@ def _write_summary(
     summary = {
         "model": TARGETS["model"],
         "val": "seen_in_float",
+        "data": {"test": 10000},
+        "gbops": scheme.gbops,
         "accuracy": {
             "float": None,
             "before_finetune": None,

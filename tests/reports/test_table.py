@@ -1,12 +1,13 @@
-"""Mean and spread, groups, labels, and the uniform line."""
+"""Mean and spread, groups, labels, and the lines to beat."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bsq_lightning.reports import collect
-from bsq_lightning.reports.front import above_line, pareto, row_above_line, uniform_line
+from bsq_lightning.reports.front import Above, above_line, lines, pareto, row_above_line, wilson
 from bsq_lightning.reports.published import READ, RECALLED, RESNET20_CIFAR10, published_points
 from bsq_lightning.reports.table import rows
 from tests.reports.folders import write_run
@@ -50,20 +51,59 @@ def test_labels_tell_apart_what_the_knob_does_not(tmp_path: Path) -> None:
     assert {row.curve for row in table} == {"bit planes (bits.epochs=5)", "bit planes (bits.epochs=9)"}
 
 
-def test_the_uniform_line_and_what_lies_above_it(tmp_path: Path) -> None:
+def test_the_lines_to_beat_and_what_lies_above_them(tmp_path: Path) -> None:
     for precision, accuracy in ((4, 0.92), (2, 0.90)):
         write_run(tmp_path / f"u{precision}", method="uniform", precision=precision, accuracy=accuracy)
     write_run(tmp_path / "bsq", alpha=5e-3, accuracy=0.93)
     write_run(tmp_path / "float", method="float", accuracy=0.94)
-    (runs,) = collect([tmp_path]).groups.values()
-    table = rows(runs)
-    line = uniform_line(table, "paper")
+
+    def read() -> tuple[dict[str, list[tuple[float, float]]], dict[str, Above | None]]:
+        (runs,) = collect([tmp_path]).groups.values()
+        table = rows(runs)
+        return lines(table, "paper"), {row.setting.method: row_above_line(table, row) for row in table}
+
+    (line,), above = read()[0].values(), read()[1]
     assert [round(y, 2) for _, y in line] == [0.92, 0.90]
-    above = {row.setting.method: row_above_line(table, row) for row in table}
     assert above["uniform"] is None and above["float"] is None
-    assert above["bit planes"] is not None and 0.01 < above["bit planes"] < 0.03
+    of_planes = above["bit planes"]
+    assert of_planes is not None and 0.01 < of_planes.difference < 0.03 and of_planes.line == "uniform"
     assert above_line(line, 100.0, 0.99) is None, "nothing is extrapolated"
     assert above_line(line, line[-1][0] * 1.02, 0.91) == pytest.approx(0.01)
+
+    # A second line, higher by one point everywhere: the bar is the higher of the two.
+    for precision, accuracy in ((4, 0.93), (2, 0.91)):
+        scheme = {"method": "sensitivity", "knob": "quant.scheme", "baseline": True, "scheme": f"{precision}.json",
+                  "stages": {"finetune": {}}}  # fmt: skip
+        more = {"quant": scheme, "scheme": f"{precision}.json"}
+        write_run(tmp_path / f"s{precision}", method="uniform", precision=precision, accuracy=accuracy, config=more)
+    both, above = read()
+    assert list(both) == ["uniform", "sensitivity"] or list(both) == ["sensitivity", "uniform"]
+    higher = above["bit planes"]
+    assert higher is not None and higher.line == "sensitivity" and above["sensitivity"] is None
+    assert higher.difference == pytest.approx(of_planes.difference - 0.01)
+
+
+def test_points_of_a_method_are_one_curve_along_its_knob_wherever_the_knob_is_repeated(tmp_path: Path) -> None:
+    """A stage's allocator that is given the knob's value is no second difference; neither is the path of a scheme."""
+    for bits in (1.5, 2.0):
+        quant = {"method": "water filling", "knob": "quant.mean_bits", "mean_bits": bits,
+                 "stages": {"finetune": {"allocator": {"mean_bits": bits}}}}  # fmt: skip
+        write_run(tmp_path / f"w{bits}", method="uniform", precision=2, config={"quant": quant})
+    for name in ("a", "b"):
+        quant = {"method": "sensitivity", "knob": "quant.scheme", "baseline": True, "scheme": name, "stages": {}}
+        write_run(tmp_path / name, method="uniform", precision=3, config={"quant": quant, "scheme": name})
+    (table,) = collect([tmp_path]).tables.values()
+    assert len(table) == 4 and {row.curve for row in table} == {"water filling", "sensitivity"}
+    assert len({row.label for row in table}) == 4
+
+
+def test_the_interval_of_one_seed_has_the_coverage_it_says() -> None:
+    """Over all counts that a network of known accuracy can have: the true share is inside 95 % of the time, about."""
+    for share, n in ((0.92, 300), (0.5, 100), (0.99, 1000)):
+        logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
+        chance = [math.exp(logs[k] + k * math.log(share) + (n - k) * math.log(1 - share)) for k in range(n + 1)]
+        inside = sum(p for k, p in enumerate(chance) if wilson(k / n, n)[0] <= share <= wilson(k / n, n)[1])
+        assert 0.93 < inside < 0.975, (share, n, inside)
 
 
 def test_pareto_against_its_definition() -> None:

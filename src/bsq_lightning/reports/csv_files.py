@@ -32,7 +32,8 @@ def _runs(collection: Collection) -> Iterable[dict[str, Any]]:
             "data": setting and setting.data,
             "setting": labels.get(id(run)),
             "method": setting and setting.method,
-            "alpha": setting and setting.alpha,
+            "knob": setting and setting.knob,
+            "knob_value": setting and setting.knob_value,
             "act_precision": setting and setting.act_precision,
             "seed": setting and setting.seed,
             "test_accuracy": run.test_accuracy,
@@ -40,6 +41,7 @@ def _runs(collection: Collection) -> Iterable[dict[str, Any]]:
             "validation_images": run.val,
             "mean_precision": run.mean_precision,
             **_sizes(run.sizes),
+            "gbops": run.gbops,
             "epochs": len(run.metrics.get("stage", [])),
             "seconds": run.seconds,
             "error": f"{run.error.get('type')}: {run.error.get('message')}" if run.error else None,
@@ -56,14 +58,17 @@ def _runs(collection: Collection) -> Iterable[dict[str, Any]]:
 def _settings(collection: Collection) -> Iterable[dict[str, Any]]:
     for (model, data), table in collection.tables.items():
         for row in table:
-            result: dict[str, Any] = {"model": model, "data": data, "setting": row.label, "alpha": row.setting.alpha}
+            result: dict[str, Any] = {"model": model, "data": data, "setting": row.label}
+            result |= {"knob": row.setting.knob, "knob_value": row.setting.knob_value}
             result |= {"runs": len(row.runs), "done": len(row.done)}
             for name, spread in (("test_accuracy", row.test_accuracy), ("val_accuracy", row.val_accuracy)):
                 result |= _spread(name, spread)
             result |= _spread("mean_precision", row.mean_precision)
             for counting in COUNTINGS:
                 result |= _spread(f"compression_{counting}", row.compression(counting))
-            yield result | {"above_uniform_line": row_above_line(table, row)}
+            result |= _spread("gbops", row.gbops)
+            above = row_above_line(table, row)
+            yield result | {"above_line": above and above.difference, "line": above and above.line}
 
 
 def _adjustments(collection: Collection) -> Iterable[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""The accuracy-size front of one group: its points, the uniform line, and how far a point is from that line."""
+"""The accuracy-size front of one group: its points, the lines to beat, and how far a point is from these."""
 
 import math
+from typing import NamedTuple
 
-from bsq_lightning.reports.table import Row
+from bsq_lightning.reports.table import Row, Spread
 
 
 def pareto(points: list[tuple[float, float]]) -> list[int]:
@@ -20,14 +21,23 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
     return front[::-1]
 
 
-def uniform_line(rows: list[Row], counting: str) -> list[tuple[float, float]]:
-    """The best finished uniform run at each size, (compression, test accuracy) by rising compression."""
-    best: dict[float, float] = {}
+class Above(NamedTuple):
+    """How far a point is above the highest of the lines at its size, in accuracy, and which line that is."""
+
+    difference: float
+    line: str
+
+
+def lines(rows: list[Row], counting: str) -> dict[str, list[tuple[float, float]]]:
+    """The lines to beat, one for each baseline: its best finished run at each size, (compression, test accuracy) by
+    rising compression."""
+    best: dict[str, dict[float, float]] = {}
     for row in rows:
         size, accuracy = row.compression(counting), row.test_accuracy
         if row.setting.baseline and size and accuracy:
-            best[size.mean] = max(accuracy.mean, best.get(size.mean, -math.inf))
-    return sorted(best.items())
+            line = best.setdefault(row.setting.method, {})
+            line[size.mean] = max(accuracy.mean, line.get(size.mean, -math.inf))
+    return {name: sorted(line.items()) for name, line in best.items()}
 
 
 def above_line(line: list[tuple[float, float]], compression: float, accuracy: float) -> float | None:
@@ -48,9 +58,44 @@ def above_line(line: list[tuple[float, float]], compression: float, accuracy: fl
     return accuracy - y if abs(math.log(compression / x)) <= math.log(1.05) else None
 
 
-def row_above_line(rows: list[Row], row: Row, counting: str = "paper") -> float | None:
-    """How far a row's mean test accuracy is above the uniform line at its mean size; None for the line itself."""
+def row_above_line(rows: list[Row], row: Row, counting: str = "paper") -> Above | None:
+    """How far a row's mean test accuracy is above the lines at its mean size; None for a line itself, and where no line
+    encloses the size."""
     size, accuracy = row.compression(counting), row.test_accuracy
     if row.setting.baseline or row.setting.method == "float" or not size or not accuracy:
         return None
-    return above_line(uniform_line(rows, counting), size.mean, accuracy.mean)
+    to_each = {name: above_line(line, size.mean, accuracy.mean) for name, line in lines(rows, counting).items()}
+    known = [Above(difference, name) for name, difference in to_each.items() if difference is not None]
+    return min(known, default=None)
+
+
+def accuracy_bar(row: Row) -> tuple[float, float] | None:
+    """What to draw around a row's mean test accuracy: the range of its seeds; for one seed, what the draw of so many
+    test images leaves open (Wilson's interval of a share, 95 %). None where that is unknown."""
+    accuracy = row.test_accuracy
+    if accuracy is None:
+        return None
+    if accuracy.n > 1:
+        return accuracy.low, accuracy.high
+    images = row.done[0].test_images
+    return wilson(accuracy.mean, images) if images and 0 <= accuracy.mean <= 1 else None
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a share that was seen in ``n`` draws (Wilson, 1927); 95 % of the time the true one is inside.
+
+    Example:
+        >>> [round(value, 4) for value in wilson(0.92, 10000)]
+        [0.9145, 0.9252]
+    """
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return (centre - half) / scale, min((centre + half) / scale, 1.0)
+
+
+def float_accuracy(rows: list[Row]) -> Spread | None:
+    """Test accuracy of the float network: of its own runs where there are some, else what the others began with."""
+    own = [row.test_accuracy for row in rows if row.setting.method == "float" and row.test_accuracy]
+    if own:
+        return max(own, key=lambda accuracy: accuracy.mean)
+    return Spread.of(sorted({run.float_accuracy for row in rows for run in row.done if run.float_accuracy is not None}))

@@ -5,7 +5,7 @@ import shlex
 
 from bsq_lightning.reports import words
 from bsq_lightning.reports.collection import Collection
-from bsq_lightning.reports.front import row_above_line
+from bsq_lightning.reports.front import float_accuracy, row_above_line
 from bsq_lightning.reports.published import published_points
 from bsq_lightning.reports.runs import COUNTINGS, Run
 from bsq_lightning.reports.table import Row
@@ -26,15 +26,18 @@ def markdown(collection: Collection, figures: dict[tuple[str, str], list[str]]) 
 
 
 def _settings(table: list[Row]) -> list[str]:
-    head = "| setting | seeds | test accuracy, % | bits | paper's × | with sign × | whole model × | above the line |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for row in table:
+    head = "| setting | seeds | test accuracy, % | bits | paper's × | with sign × | whole model × | GBOPs | above the lines |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    known = float_accuracy(table)
+    if known is not None:
+        lines.append(f"| float | | {words.spread(known, 100)} | 32 | 1 | 1 | 1 | | |")
+    for row in (row for row in table if row.setting.method != "float"):
         sizes = [words.spread(row.compression(counting)) for counting in COUNTINGS]
         accuracy, bits = words.spread(row.test_accuracy, 100), words.spread(row.mean_precision)
-        above = words.signed(row_above_line(table, row))
-        cells = [_plain(row.label), words.seeds(row), accuracy, bits, *sizes, above]
+        above = words.above(row_above_line(table, row))
+        cells = [_plain(row.label), words.seeds(row), accuracy, bits, *sizes, words.spread(row.gbops), _plain(above)]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "Mean ± sample standard deviation over seeds, finished runs only."]
+    return [*lines, "", words.SPREAD]
 
 
 def _published(key: tuple[str, str], runs: list[Run]) -> list[str]:

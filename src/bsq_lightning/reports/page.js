@@ -39,66 +39,77 @@ function pathsFit(group) {
   return group.rows.reduce((n, row) => n + row.runs.filter((i) => data.runs[i].adjustments).length, 0) <= 2;
 }
 function at(point, view, counting = view.counting) {  // x of a row or run
-  if (view.axis === "bits") return point.bits;
+  if (view.axis === "bits" || view.axis === "gb") return point[view.axis];
   return point.x && point.x[counting] ? point.x[counting][view.axis] : null;
 }
-function curveColours(group) {
-  const c = colours(), result = new Map();
-  let next = 0;
-  for (const row of group.rows) if (row.method !== "float" && !result.has(row.curve))
-    result.set(row.curve, row.baseline && ![...result.values()].includes(c.base) ? c.base : c.list[next++ % c.list.length]);
+function ends(point, view) {  // of several seeds, the smallest and the largest x
+  if (view.axis === "gb") return [point.gblo, point.gbhi];
+  return view.axis === "c" && point.x ? [point.x[view.counting].lo, point.x[view.counting].hi] : [null, null];
+}
+function curveStyles(group) {  // baselines are dark, and differ by their dashes
+  const c = colours(), result = new Map(), taken = {true: 0, false: 0}, kinds = ["solid", "dash", "dot", "dashdot"];
+  for (const row of group.rows) if (row.method !== "float" && !result.has(row.curve)) {
+    const n = taken[row.baseline]++;
+    result.set(row.curve, row.baseline ? {colour: c.base, dash: kinds[n % 4]}
+      : {colour: c.list[n % c.list.length], dash: kinds[Math.floor(n / c.list.length) % 4]});
+  }
   return result;
 }
-function dashes(group) {
-  const result = new Map();
-  let next = 0;
-  for (const row of group.rows) if (!result.has(row.curve) && row.method !== "float") result.set(row.curve, next++);
-  const n = colours().list.length + 1;
-  return (curve) => ["solid", "dash", "dot", "dashdot"][Math.floor((result.get(curve) || 0) / n) % 4];
+function pareto(rows, view) {  // what no other beats in size and accuracy, from left to right
+  const larger = view.axis === "c", best = [];
+  for (const row of [...rows].sort((a, b) => (larger ? at(b, view) - at(a, view) : at(a, view) - at(b, view)) || b.acc - a.acc))
+    if (!best.length || row.acc > best.at(-1).acc) best.push(row);
+  return larger ? best.reverse() : best;
 }
 function hoverRow(row) {
   const x = row.x;
-  return `<b>${text(row.label)}</b><br>test ${fixed(row.acc)}${row.sd === null ? "" : " ± " + fixed(row.sd)} %` +
+  return `<b>${text(row.label)}</b><br>test ${fixed(row.acc)}${row.sd === null ? "" : " ± " + fixed(row.sd)} %${row.lo === null ? "" : ` (${fixed(row.lo)} to ${fixed(row.hi)})`}` +
     (x ? Object.keys(COUNTING).map((k) => `<br>${fixed(x[k].c)}× ${COUNTING[k]}, ${fixed(x[k].kB, 1)} kB`).join("") : "") +
-    (row.bits === null ? "" : `<br>${fixed(row.bits)} bits per weight`) +
+    (row.bits === null ? "" : `<br>${fixed(row.bits)} bits per weight`) + (row.gb === null ? "" : `<br>${row.gb}e9 bit operations`) +
     `<br>${row.n} of ${row.asked} ${row.asked === 1 ? "run" : "seeds"} done<br>` +
     row.runs.slice(0, 4).map((i) => text(data.runs[i].name)).join("<br>") + (row.runs.length > 4 ? "<br>…" : "");
 }
 function frontTraces(group, view) {
-  const c = colours(), colour = curveColours(group), dash = dashes(group), traces = [], labels = [];
-  const drawn = group.rows.filter((row) => row.acc !== null && at(row, view));
-  const typical = [...drawn].sort((a, b) => b.acc - a.acc)[Math.floor(drawn.length / 2)];
-  const best = drawn.filter((row) => row.front[view.counting] && row.acc > typical.acc - 15).sort((a, b) => at(a, view) - at(b, view));
+  const c = colours(), styles = curveStyles(group), traces = [], labels = [], graded = group.graded;
+  const drawn = group.rows.filter((row) => row.acc !== null && at(row, view)), best = pareto(drawn, view);
   if (drawn.length > 2 && best.length > 1) traces.push({x: best.map((r) => at(r, view)), y: best.map((r) => r.acc), mode: "lines",
-    line: {color: c.list[0], width: 11}, opacity: .13, name: "best at its size", hoverinfo: "skip"});
-  if (view.paths) pathTraces(group, view, colour, traces);
-  for (const [curve, tone] of colour) {
-    const rows = drawn.filter((row) => row.curve === curve).sort((a, b) => at(a, view) - at(b, view));
+    line: {color: c.list[0], width: 5, shape: view.axis === "c" ? "vh" : "hv"}, opacity: .28, name: "Pareto front", hoverinfo: "skip"});
+  if (view.paths && view.axis !== "gb") pathTraces(group, view, styles, traces);
+  for (const [curve, {colour: tone, dash}] of styles) {
+    const along = (row) => row.at === null ? at(row, view) : row.at;  // a knob that is no number (a scheme): by size
+    const rows = drawn.filter((row) => row.curve === curve).sort((a, b) => along(a) - along(b));
     if (!rows.length) continue;
-    const uniform = rows[0].baseline;
+    const base = rows[0].baseline, shade = graded && rows[0].knob === graded.key && !base;
     const seeds = rows.filter((row) => row.n > 1).flatMap((row) => row.runs).map((i) => data.runs[i]).filter((r) => r.test !== null && r.state === "done");
-    if (seeds.length) traces.push({x: seeds.map((r) => at(r, view)), y: seeds.map((r) => r.test), mode: "markers", showlegend: false,
+    if (seeds.length && !shade) traces.push({x: seeds.map((r) => at(r, view)), y: seeds.map((r) => r.test), mode: "markers", showlegend: false,
       marker: {color: tone, size: 5, opacity: .4}, hovertext: seeds.map((r) => `<b>${text(r.label)}</b>, seed ${r.seed}<br>${text(r.name)}<br>test ${fixed(r.test)} %`),
       hoverinfo: "text", customdata: seeds.map((r) => data.runs.indexOf(r))});
-    traces.push({x: rows.map((r) => at(r, view)), y: rows.map((r) => r.acc), name: text(curve) + (uniform ? ": the line to beat" : ""),
-      mode: "lines+markers", line: {color: tone, width: uniform ? 2.5 : 1.6, dash: dash(curve)},
-      marker: {color: tone, size: 9, symbol: uniform ? "square" : rows[0].knobless ? "triangle-up" : "circle"},
-      error_y: {type: "data", array: rows.map((r) => r.sd || 0), visible: rows.some((r) => r.sd), color: tone, thickness: 1.2, width: 3},
-      error_x: {type: "data", array: rows.map((r) => view.axis === "c" && r.x[view.counting].csd || 0),
-        visible: view.axis === "c" && rows.some((r) => r.x[view.counting].csd), color: tone, thickness: 1.2, width: 3},
+    const bar = (values, low, high) => ({type: "data", symmetric: false, color: tone, thickness: shade ? .7 : 1.2, width: shade ? 0 : 3,
+      array: values.map((v, k) => high[k] === null ? 0 : Math.max(high[k] - v, 0)), arrayminus: values.map((v, k) => low[k] === null ? 0 : Math.max(v - low[k], 0)),
+      visible: low.some((v) => v !== null)});
+    const x = rows.map((r) => at(r, view)), y = rows.map((r) => r.acc);
+    traces.push({x, y, name: text(curve) + (base ? ": a line to beat" : ""), mode: rows[0].knobless ? "markers" : "lines+markers",
+      line: {color: tone, width: base ? 2.5 : shade ? .8 : 1.6, dash},
+      marker: {size: shade ? 8 : 9, symbol: base ? "square" : rows[0].knobless ? "triangle-up" : "circle", ...(shade ? gradedMarker(rows, graded) : {color: tone})},
+      error_y: bar(y, rows.map((r) => r.lo), rows.map((r) => r.hi)), error_x: bar(x, rows.map((r) => ends(r, view)[0]), rows.map((r) => ends(r, view)[1])),
       hovertext: rows.map(hoverRow), hoverinfo: "text", customdata: rows.map((r) => r.runs[0])});
-    for (const row of rows) labels.push({x: at(row, view), y: row.acc, label: row.short, colour: tone});
+    for (const row of rows) labels.push({x: at(row, view), y: row.acc, label: shade ? "" : row.short, colour: tone});
   }
   const open = group.rows.flatMap((row) => row.runs.map((i) => [row, data.runs[i], i]))
     .filter(([row, run]) => run.state !== "done" && run.valacc !== null && run.method !== "float" && at(run, view));
   if (open.length) traces.push({x: open.map(([, r]) => at(r, view)), y: open.map(([, r]) => r.valacc), mode: "markers",
-    name: "unfinished: newest validation accuracy", marker: {symbol: "circle-open", size: 10, color: open.map(([row]) => colour.get(row.curve)), line: {width: 2}},
+    name: "unfinished: newest validation accuracy", marker: {symbol: "circle-open", size: 10, color: open.map(([row]) => styles.get(row.curve).colour), line: {width: 2}},
     hovertext: open.map(([, r]) => `<b>${text(r.label)}</b>, ${r.state}<br>${text(r.name)}<br>validation ${fixed(r.valacc)} % (${text(r.val)})`),
     hoverinfo: "text", customdata: open.map(([, , i]) => i)});
   if (view.published && view.counting === "paper") publishedTraces(group, view, traces, labels);
   return [traces, labels];
 }
-function pathTraces(group, view, colour, traces) {
+function gradedMarker(rows, graded) {  // by the logarithm of the knob, which the bar beside the picture explains
+  const logs = [Math.log10(graded.from), Math.log10(graded.to)], ticks = [...Array(5).keys()].map((k) => logs[0] + k * (logs[1] - logs[0]) / 4);
+  return {color: rows.map((r) => Math.log10(r.at)), line: {width: .7, color: colours().quiet}, cmin: logs[0], cmax: logs[1], colorscale: "Viridis", showscale: true,
+    colorbar: {title: {text: text(graded.name), side: "top"}, thickness: 12, len: .8, outlinewidth: 0, tickvals: ticks, ticktext: ticks.map((t) => (10 ** t).toPrecision(2)), tickfont: {size: 11}}};
+}
+function pathTraces(group, view, styles, traces) {
   const many = group.rows.reduce((n, row) => n + row.runs.length, 0) > 20;
   let first = true;
   for (const row of group.rows) for (const i of row.runs) {
@@ -108,7 +119,7 @@ function pathTraces(group, view, colour, traces) {
     const shown = x.map((_, k) => k).filter((k) => x[k] !== null && adjusted.after[k] !== null);
     traces.push({x: shown.map((k) => x[k]), y: shown.map((k) => adjusted.after[k]), mode: "lines+markers", legendgroup: "paths", showlegend: first,
       name: `adjustments: ${run.val === "test set" ? "test-set" : "validation"} accuracy before fine-tuning`, opacity: i === chosen ? 1 : many ? .22 : .55,
-      line: {color: colour.get(row.curve), width: 1.1, dash: "dot"}, marker: {color: colour.get(row.curve), size: 4.5, symbol: "diamond"},
+      line: {color: styles.get(row.curve).colour, width: 1.1, dash: "dot"}, marker: {color: styles.get(row.curve).colour, size: 4.5, symbol: "diamond"},
       hovertext: shown.map((k) => `<b>${text(run.label)}</b>, seed ${run.seed}<br>adjustment after bits epoch ${adjusted.epoch[k] + 1}<br>` +
         `${run.val === "test set" ? "test set" : "validation"} ${fixed(adjusted.before[k])} → ${fixed(adjusted.after[k])} %<br>` +
         `${adjusted.saved[k].toLocaleString("en")} bits saved, ${adjusted.touched[k]} layers changed`), hoverinfo: "text", customdata: shown.map(() => i)});
@@ -120,7 +131,7 @@ function publishedTraces(group, view, traces, labels) {
   const read = (p) => !p.from.startsWith("recalled");
   for (const [known, name, symbol] of [[true, "published: read in a secondary summary (in part)", "diamond-tall"], [false, "published: recalled, unverified", "diamond-tall-open"]]) {
     const points = group.published.filter((p) => read(p) === known);
-    if (!points.length || view.axis === "kB") continue;
+    if (!points.length || view.axis === "kB" || view.axis === "gb") continue;
     const x = points.map((p) => view.axis === "bits" ? 32 / p.c : p.c);
     traces.push({x, y: points.map((p) => p.acc), mode: "markers", name, marker: {symbol, size: 9, color: c.quiet, line: {width: 1.2, color: c.quiet}},
       hovertext: points.map((p) => `<b>${text(p.name)}</b>, published<br>${p.acc} % at ${p.c}×${p.act === null ? "" : `, ${p.act === 32 ? "float" : p.act + "-bit"} activations`}` +
@@ -134,14 +145,17 @@ function window_(values, bases, foreign) {  // shows the bulk of the values, the
   let low = v.find((x) => x >= q(.25) - 3 * spread), high = v.at(-1);
   const reach = Math.max(high - low, .6);
   for (const x of bases) if (x < high + 2 * reach) high = Math.max(high, x);
-  for (const x of foreign) if (x > low - reach / 2 && x < high + reach / 2) [low, high] = [Math.min(low, x), Math.max(high, x)];
+  for (const x of foreign) if (x > low - 2 * reach && x < high + 2 * reach) [low, high] = [Math.min(low, x), Math.max(high, x)];
   const pad = Math.max((high - low) * .1, .15);
   return [low - pad, high + pad];
+}
+function span(values, part) {
+  const [a, b] = [Math.min(...values), Math.max(...values)], pad = (b - a || Math.abs(a) * .1 || 1) * part;
+  return [a - pad, b + pad];
 }
 function drawFront(section, g) {
   const group = data.groups[g], view = views[g], div = $("[data-figure=front]", section), c = colours();
   const [traces, labels] = frontTraces(group, view);
-  const bases = group.rows.filter((row) => row.method === "float" && row.acc !== null);
   const caption = $("figcaption", section);
   if (!traces.length) {
     Plotly.purge(div);
@@ -153,41 +167,46 @@ function drawFront(section, g) {
   const solid = traces.filter((t) => t.hoverinfo !== "skip");
   const own = solid.filter((t) => !String(t.name || "").startsWith("published"));
   const foreign = solid.filter((t) => String(t.name || "").startsWith("published"));
-  const xs = own.flatMap((t) => t.x);
-  let left = Math.min(...xs), right = Math.max(...xs);
-  const close = (x) => x > left / 1.5 && x < right * 1.5;
-  const near = foreign.flatMap((t) => t.y.filter((_, k) => close(t.x[k])));
-  const [low, high] = window_(own.flatMap((t) => t.y), bases.map((row) => row.acc), near);
-  // Published points stretch the picture only where they are near what was run.
-  const beside = foreign.flatMap((t) => t.x.filter((x, k) => close(x) && t.y[k] > low && t.y[k] < high));
-  [left, right] = [Math.min(left, ...beside), Math.max(right, ...beside)];
-  const below = own.flatMap((t) => t.y).filter((y) => y < low).length;
-  const outside = foreign.flatMap((t) => t.y.filter((y, k) => t.x[k] < left || t.x[k] > right || y < low || y > high)).length;
+  const xs = [...solid.flatMap((t) => t.x), ...group.rows.flatMap((row) => row.acc !== null && at(row, view) ? ends(row, view).filter((v) => v !== null) : [])];
+  const left = Math.min(...xs), right = Math.max(...xs);
+  let [low, high] = window_(own.flatMap((t) => t.y), group.float === null ? [] : [group.float], foreign.flatMap((t) => t.y));
+  for (const row of group.rows) if (row.lo !== null && row.acc >= low && at(row, view)) [low, high] = [Math.min(low, row.lo - .05), Math.max(high, row.hi + .05)];
+  const deep = solid.flatMap((t) => t.y).filter((y) => y < low), broken = deep.length > 0;
   const log = view.axis !== "bits" && right / left > 3;
   const pad = log ? Math.pow(right / left, .06) : (right - left) * .06 || left * .2;
   const range = log ? [Math.log10(left / pad), Math.log10(right * pad)] : [left - pad, right + pad];
-  const nice = [.1, .2, .5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 150, 200, 300, 500, 800, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
+  const nice = [.001, .002, .005, .01, .02, .03, .05, .1, .2, .5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 150, 200, 300, 500, 800, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
   let ticks = nice.filter((t) => t >= left / pad && t <= right * pad);
   const most = Math.max(4, div.clientWidth / 75);
   while (log && ticks.length > most) ticks = ticks.filter((_, k) => k % 2 === 0);
   const height = innerWidth < 700 ? 480 : 540;
-  const size = view.axis === "bits" ? "mean bits of magnitude per weight" : view.axis === "kB" ? `size in kB, ${COUNTING[view.counting]}` : `times smaller than float, ${COUNTING[view.counting]}`;
-  const annotations = place(labels, div.clientWidth - 80, height - 150, range, [low, high], log, traces);
-  const shapes = [];
-  for (const row of bases) {
-    shapes.push({type: "line", xref: "paper", x0: 0, x1: 1, y0: row.acc, y1: row.acc, line: {color: c.quiet, width: 1, dash: "dash"}});
+  const size = view.axis === "bits" ? "mean bits of magnitude per weight" : view.axis === "gb" ? "bit operations of one image, in 1e9" : view.axis === "kB" ? `size in kB, ${COUNTING[view.counting]}` : `times smaller than float, ${COUNTING[view.counting]}`;
+  // Far below the others, points stand in a strip of their own under a break of the axis.
+  const floor = broken ? .24 : 0, annotations = place(labels, div.clientWidth - 80, (height - 150) * (1 - floor), range, [low, high], log, traces);
+  const shapes = [], strip = broken ? span([...deep, Math.min(...deep) - .5, Math.max(...deep) + .5], .25) : [0, 1];
+  if (broken) {
+    for (const t of [...traces]) {
+      const k = t.y.map((_, i) => i).filter((i) => t.y[i] !== null && t.y[i] < low);
+      if (!k.length || t.hoverinfo === "skip") continue;
+      const some = (values) => Array.isArray(values) ? k.map((i) => values[i]) : values;
+      traces.push({...t, x: some(t.x), y: some(t.y), hovertext: some(t.hovertext), customdata: some(t.customdata), mode: "markers", yaxis: "y2", showlegend: false,
+        marker: {...t.marker, color: some(t.marker.color), showscale: false}, error_y: {visible: false}, error_x: {visible: false}});
+    }
+    for (const l of labels) if (l.y < low) annotations.push({x: log ? Math.log10(l.x) : l.x, y: l.y, yref: "y2", text: text(l.label), showarrow: false, yshift: 12, font: {size: 11, color: l.colour}});
+    for (const y of [floor - .025, floor]) shapes.push({type: "line", xref: "paper", yref: "paper", x0: -.012, x1: .012, y0: y - .012, y1: y + .012, line: {color: c.quiet, width: 1.4}});
   }
-  if (bases.length) annotations.push({xref: "paper", x: 1, xanchor: "right", y: bases[0].acc, yanchor: "bottom", showarrow: false,
-    text: `float ${fixed(bases[0].acc)} %`, font: {size: 11.5, color: c.quiet}});
-  const hidden = below + outside;
-  if (hidden) annotations.push({xref: "paper", yref: "paper", x: 1, y: 0, xanchor: "right", yanchor: "bottom", showarrow: false,
-    text: `outside the picture: ${[below && `${below} of these points`, outside && `${outside} published`].filter(Boolean).join(", ")}; double-click shows all`, font: {size: 11.5, color: c.quiet}});
-  Plotly.react(div, traces, layout({height, hovermode: "closest", annotations, shapes, legend: {orientation: "h", y: -.14, yanchor: "top", x: 0},
-    xaxis: {title: {text: size}, type: log ? "log" : "linear", range, ...(log ? {tickvals: ticks, ticktext: ticks.map((t) => t + (view.axis === "c" ? "×" : ""))} : {ticksuffix: view.axis === "c" ? "×" : ""})},
-    yaxis: {title: {text: "accuracy, %"}, range: [low, high]}}), CONFIG);
-  caption.textContent = "Filled points: test accuracy of finished runs, mean over seeds; bars are the sample standard deviation. " +
+  if (group.float !== null) {
+    shapes.push({type: "line", xref: "paper", x0: 0, x1: 1, y0: group.float, y1: group.float, line: {color: c.quiet, width: 1, dash: "dash"}});
+    annotations.push({xref: "paper", x: 1, xanchor: "right", y: group.float, yanchor: "bottom", showarrow: false, text: `float ${fixed(group.float)} %`, font: {size: 11.5, color: c.quiet}});
+  }
+  const drawing = layout({height, hovermode: "closest", annotations, shapes, legend: {orientation: "h", y: -.14, yanchor: "top", x: 0},
+    xaxis: {title: {text: size}, anchor: broken ? "y2" : "y", type: log ? "log" : "linear", range, ...(log ? {tickvals: ticks, ticktext: ticks.map((t) => t + (view.axis === "c" ? "×" : ""))} : {ticksuffix: view.axis === "c" ? "×" : ""})},
+    yaxis: {title: {text: "accuracy, %"}, range: [low, high], domain: [floor, 1]}});
+  if (broken) drawing.yaxis2 = {...drawing.yaxis, title: {text: ""}, range: strip, domain: [0, floor - .025], nticks: 3};
+  Plotly.react(div, traces, drawing, CONFIG);
+  caption.textContent = "Filled points: test accuracy of finished runs, mean over seeds. Bars: the range of the seeds; for one seed, what the draw of its test images leaves open (95 %). " +
     (view.paths ? "Dotted: every adjustment of a run as a point of its path" + ". " : "") +
-    (group.published.length && view.published ? (view.counting !== "paper" || view.axis === "kB" ? "Published points are known in the paper's counting of compression only, so they are not drawn here." :
+    (group.published.length && view.published ? (view.counting !== "paper" || view.axis === "kB" || view.axis === "gb" ? "Published points are known in the paper's counting of compression only, so they are not drawn here." :
       "Published points were not measured here: each says whether it was read in a secondary summary or is recalled, unverified.") : "");
   if (!div.listening) { div.listening = true; div.on("plotly_click", (e) => { const i = e.points[0].customdata; if (Number.isInteger(i)) choose(i); }); }
 }
@@ -197,8 +216,8 @@ function place(labels, width, height, xr, yr, log, traces) {
   const py = (y) => (yr[1] - y) / (yr[1] - yr[0]) * height;
   const taken = traces.filter((t) => t.hoverinfo !== "skip").flatMap((t) => t.x.map((x, k) => [px(x) - 5, py(t.y[k]) - 5, px(x) + 5, py(t.y[k]) + 5]));
   for (const t of traces) if (t.error_y) t.x.forEach((x, k) => {
-    const [dx, dy] = [t.error_x && t.error_x.visible ? t.error_x.array[k] : 0, t.error_y.visible ? t.error_y.array[k] : 0];
-    taken.push([px(x) - 2, py(t.y[k] + dy), px(x) + 2, py(t.y[k] - dy)], [px(Math.max(x - dx, x / 2)), py(t.y[k]) - 2, px(x + dx), py(t.y[k]) + 2]);
+    const reach = (bar) => bar && bar.visible ? [bar.arrayminus[k], bar.array[k]] : [0, 0], [dx, dy] = [reach(t.error_x), reach(t.error_y)];
+    taken.push([px(x) - 2, py(t.y[k] + dy[1]), px(x) + 2, py(t.y[k] - dy[0])], [px(x - dx[0]), py(t.y[k]) - 2, px(x + dx[1]), py(t.y[k]) + 2]);
   });
   for (const t of traces) if (String(t.mode).startsWith("lines") && t.hoverinfo !== "skip") for (let k = 1; k < t.x.length; k++) {
     const [x0, y0, x1, y1] = [px(t.x[k - 1]), py(t.y[k - 1]), px(t.x[k]), py(t.y[k])], n = Math.min(60, Math.ceil(Math.hypot(x1 - x0, y1 - y0) / 6));
@@ -242,22 +261,28 @@ function bitLegend(div, most) {  // swatches above a heat map: a colour bar besi
   }), " bits");
 }
 const short = (name, most) => name.length <= most ? name : name.slice(0, Math.floor(most / 2) - 1) + "…" + name.slice(1 - Math.ceil(most / 2));
-function drawLayers(section, g) {
+function drawLayers(section, g) {  // one row a run; on a phone one row a layer, whose names are then read from left to right
   const {layers, runs, z} = data.groups[g].bits, div = $("[data-figure=layers]", section);
   if (!runs.length) { div.textContent = "No run of this group has a scheme yet."; return; }
-  const few = runs.length <= 40, cell = few ? 24 : Math.max(5, Math.min(12, 900 / runs.length)), long = innerWidth < 700 ? 16 : 44;
-  const names = runs.map((i, k) => `${k}`), shown = runs.map((i) => text(short(`${data.runs[i].label || data.runs[i].name}, seed ${data.runs[i].seed}`, long)));
-  const figures = runs.length <= 30 && (div.clientWidth - 240) / layers.length > 15;
-  const wide = layers.length > 60, most = Math.max(8, ...z.flat());
+  const narrow = innerWidth < 700, few = runs.length <= (narrow ? 12 : 40), wide = layers.length > 60, most = Math.max(8, ...z.flat());
   bitLegend(div, most);
-  const tall = wide ? 40 : Math.min(160, 7 * Math.max(...layers.map((l) => l.length)));
-  Plotly.react(div, [{type: "heatmap", x: layers.map((_, k) => k), y: names, z, xgap: layers.length > 80 ? 0 : 1, ygap: cell > 6 ? 1 : 0, hoverongaps: false, ...bitScale(most),
-    ...(figures ? {texttemplate: "%{z}", textfont: {size: 11}} : {}), hoverinfo: "text",
-    hovertext: z.map((row, k) => row.map((bits, j) => bits === null ? "" : `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>${text(data.runs[runs[k]].label)}, seed ${data.runs[runs[k]].seed}<br>${text(data.runs[runs[k]].name)}`))}],
-    layout({height: Math.max(150, runs.length * cell + 40 + tall), margin: {l: 20, r: 10, t: 8, b: tall + 20},
-      xaxis: {tickvals: wide ? [] : layers.map((_, k) => k), ticktext: layers.map((l) => text(short(l, 22))), tickangle: -90, showgrid: false, tickfont: {size: 11}, title: {text: wide ? `${layers.length} layers, first to last` : ""}},
-      yaxis: {type: "category", autorange: "reversed", tickvals: few ? names : [], ticktext: shown, showgrid: false, tickfont: {size: 11}, title: {text: few ? "" : `${runs.length} runs, smallest last`}}}), CONFIG);
-  if (!div.listening) { div.listening = true; div.on("plotly_click", (e) => choose(runs[+e.points[0].y], true)); }
+  const of = (i) => `${data.runs[i].label || data.runs[i].name}, seed ${data.runs[i].seed}`;
+  const told = z.map((row, k) => row.map((bits, j) => bits === null ? "" : `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>${text(of(runs[k]))}<br>${text(data.runs[runs[k]].name)}`));
+  const flip = (rows) => layers.map((_, j) => rows.map((row) => row[j]));
+  const axes = {runs: {tickvals: few ? runs.map((_, k) => k) : [], ticktext: runs.map((i) => text(short(of(i), narrow ? 26 : 44))), title: {text: few ? "" : `${runs.length} runs, smallest last`}},
+    layers: {tickvals: wide ? [] : layers.map((_, k) => k), ticktext: layers.map((l) => text(short(l, narrow ? 18 : 22))), title: {text: wide ? `${layers.length} layers, first to last` : ""}}};
+  for (const axis of Object.values(axes)) Object.assign(axis, {showgrid: false, tickfont: {size: 11}});
+  const [x, y] = narrow ? ["runs", "layers"] : ["layers", "runs"], counts = {runs: runs.length, layers: layers.length};
+  const cell = narrow ? (wide ? Math.max(6, 1200 / layers.length) : 21) : runs.length <= 40 ? 24 : Math.max(5, Math.min(12, 900 / runs.length));
+  const figures = counts[y] <= 60 && cell > 14 && (div.clientWidth - (narrow ? 130 : 240)) / counts[x] > 15;
+  const tall = axes[x].tickvals.length ? Math.min(160, 7 * Math.max(...axes[x].ticktext.map((l) => l.length))) : 20;
+  Plotly.react(div, [{type: "heatmap", x: [...Array(counts[x]).keys()], y: [...Array(counts[y]).keys()], z: narrow ? flip(z) : z, xgap: counts[x] > 80 ? 0 : 1, ygap: cell > 6 ? 1 : 0,
+    hoverongaps: false, ...bitScale(most), ...(figures ? {texttemplate: "%{z}", textfont: {size: 11}} : {}), hoverinfo: "text", hovertext: narrow ? flip(told) : told}],
+    layout({height: Math.max(150, counts[y] * cell + 40 + tall), margin: {l: 20, r: 10, t: 8, b: tall + 20},
+      xaxis: {...axes[x], tickangle: -90}, yaxis: {...axes[y], autorange: "reversed"}}), CONFIG);
+  $("figcaption", div.parentElement).textContent = narrow ? "One column a run, smallest network last; rows in the order of the network. Touch one to see that run below." :
+    "One row a run, smallest network last; columns in the order of the network. Choose a row to see that run below.";
+  if (!div.listening) { div.listening = true; div.on("plotly_click", (e) => choose(runs[innerWidth < 700 ? e.points[0].x : e.points[0].y], true)); }
 }
 
 // ---- one run -----------------------------------------------------------------------------------------------------
@@ -301,7 +326,6 @@ function drawPath(run) {
   const traces = [{x, y, mode: "lines+markers", name: `${of}, after each adjustment`, line: {color: c.list[0], width: 1.3, dash: "dot"}, marker: {size: 7, symbol: "diamond"},
     hovertext: shown.map((k) => `after bits epoch ${adjusted.epoch[k] + 1}<br>${of} ${fixed(adjusted.before[k])} → ${fixed(adjusted.after[k])} %<br>${fixed(adjusted.x.paper.c[k])}×, ${fixed(adjusted.x.signed.c[k])}× with sign<br>${adjusted.saved[k].toLocaleString("en")} bits saved, ${adjusted.touched[k]} layers changed`), hoverinfo: "text"}];
   if (final) traces.push({x: [run.x.paper.c], y: [run.test], mode: "markers", name: "test, final", marker: {symbol: "star", size: 12, color: c.list[2]}, hovertemplate: `test ${fixed(run.test)} %<extra></extra>`});
-  const span = (v, part) => { const [a, b] = [Math.min(...v), Math.max(...v)], pad = (b - a || Math.abs(a) * .1 || 1) * part; return [a - pad, b + pad]; };
   const range = [span(traces.flatMap((t) => t.x), .08), span(traces.flatMap((t) => t.y), .12)];
   const annotations = place(shown.map((k, i) => ({x: x[i], y: y[i], label: `${adjusted.epoch[k] + 1}`, colour: c.quiet, small: true})), div.clientWidth - 76, 290, ...range, false, traces);
   Plotly.react(div, traces, layout({height: 360, hovermode: "closest", annotations, margin: {l: 56, r: 20, t: 30, b: 40}, legend: {orientation: "h", y: -.2, yanchor: "top", x: 0},
@@ -361,9 +385,9 @@ function drawRun() {
     run.x ? `${fixed(run.x.paper.c)}× in the paper's counting, ${fixed(run.x.signed.c)}× with sign, ${fixed(run.x.model.c)}× whole model` : null, run.act === null ? null : run.act ? `${run.act}-bit activations` : "float activations"];
   $("#run-words").textContent = [run.name, ...numbers.filter(Boolean), ...run.problems, ...run.warnings].join(" · ");
   drawCurves(run);
-  drawPath(run);
   drawEpochs(run);
   drawNorms(run);
+  drawPath(run);  // beside the norms, which must be there or hidden before its column has its width
 }
 function choose(place, scroll = false) {
   chosen = place;

@@ -10,7 +10,7 @@ from typing import Any
 
 from bsq_lightning.reports import words
 from bsq_lightning.reports.collection import Collection
-from bsq_lightning.reports.front import row_above_line
+from bsq_lightning.reports.front import float_accuracy, lines, row_above_line
 from bsq_lightning.reports.runs import Run
 from bsq_lightning.reports.table import Row
 
@@ -88,19 +88,18 @@ def _group(number: int, key: tuple[str, str], table: list[Row], places: dict[int
 {_verdict(table)}
 <figure class=front><div class=switches>
 {_switch("counting", {"paper": "paper's counting", "signed": "with sign bit", "model": "whole model"})}
-{_switch("axis", {"c": "compression", "kB": "kB", "bits": "bits per weight"})}
+{_switch("axis", {"c": "compression", "kB": "kB", "bits": "bits per weight", "gb": "bit operations"})}
 <label><input type=checkbox data-key=paths> paths of the adjustments</label>
 <label><input type=checkbox data-key=published checked> published points</label>
 </div><div class=plot data-figure=front></div>
 <figcaption></figcaption></figure>
 <h3>Settings</h3>
 {_settings(table, places)}
-<p class=quiet>Mean ± sample standard deviation over seeds, finished runs only. “Above the line” is test accuracy minus
-that of the uniform runs at equal size in the paper's counting, where these enclose it. {escape(note)}</p>
+<p class=quiet>{words.SPREAD} “Above the lines” is test accuracy minus that of the highest line to beat at equal size in
+the paper's counting, where its runs enclose it. {escape(note)}</p>
 <details><summary>Every run ({len(runs)})</summary>{_every_run(table, places)}</details>{_cards(runs)}
 <h3>Bits per layer</h3>
-<figure><div class=plot data-figure=layers></div><figcaption>One row a run, smallest network last; columns in the order
-of the network. Choose a row to see that run below.</figcaption></figure>
+<figure><div class=plot data-figure=layers></div><figcaption></figcaption></figure>
 </section>"""
 
 
@@ -109,7 +108,7 @@ def _verdict(table: list[Row]) -> str:
     compared = [(above, row) for row in table if (above := row_above_line(table, row)) is not None]
     if not compared:
         return ""
-    above, row = max(compared, key=lambda pair: pair[0])
+    (above, line), row = max(compared, key=lambda pair: pair[0].difference)
     accuracy, size = row.test_accuracy, words.spread(row.compression("paper"))
     assert accuracy is not None
     side = "above" if above >= 0 else "below"
@@ -117,15 +116,18 @@ def _verdict(table: list[Row]) -> str:
         doubt = " One seed, so there is no spread to compare it with."
     else:
         doubt = "" if abs(above) > accuracy.std else " That is within the spread of its seeds."
-    higher = sum(difference > 0 for difference, _ in compared)
+    higher = sum(each.difference > 0 for each, _ in compared)
+    lines_ = list(lines(table, "paper"))
+    bar = f"the {lines_[0]} line" if len(lines_) == 1 else f"the lines of {' and '.join(lines_)}"
     among = (
-        f"{higher} of {len(compared)} settings lie above the uniform line at equal size. The highest"
+        f"{higher} of {len(compared)} settings lie above {bar} at equal size. The highest"
         if len(compared) > 1
-        else "Against the uniform line at equal size"
+        else f"Against {bar} at equal size"
     )
+    among = escape(among)
     told = (
         f"{among}: <b>{escape(row.label)}</b>, {words.spread(accuracy, 100)} % at {size} ×, "
-        f"<b>{abs(100 * above):.2f} points {side}</b> the line.{doubt}"
+        f"<b>{abs(100 * above):.2f} points {side}</b> {escape(line)}.{doubt}"
     )
     return (
         f"<p class=verdict>{told.replace(' ± ', '&nbsp;±&nbsp;').replace(' ×', '&nbsp;×').replace(' %', '&nbsp;%')}</p>"
@@ -135,9 +137,14 @@ def _verdict(table: list[Row]) -> str:
 def _settings(table: list[Row], places: dict[int, int]) -> str:
     head = (
         "setting", "act bits", "seeds done", "test accuracy, %", "val accuracy, %", "bits per weight", "paper's ×",
-        "with sign ×", "whole model ×", "above the line", "time",
+        "with sign ×", "whole model ×", "GBOPs", "above the lines", "time",
     )  # fmt: skip
-    body = []
+    body: list[list[tuple[str, Any]]] = []
+    known = float_accuracy(table)
+    if known is not None and not any(row.setting.method == "float" for row in table):
+        told = [("float, before it was quantized", "float"), ("float", 0), ("", None)]
+        of_float = [("–", None), ("32", 32), *[("1", 1)] * 3, *[("", None)] * 3]
+        body.append([*told, (words.spread(known, 100), known.mean), *of_float])
     for row in table:
         sizes = [row.compression(counting) for counting in ("paper", "signed", "model")]
         above = row_above_line(table, row)
@@ -148,7 +155,8 @@ def _settings(table: list[Row], places: dict[int, int]) -> str:
             *[(words.spread(a, 100), a and a.mean) for a in (row.test_accuracy, row.val_accuracy)],
             (words.spread(row.mean_precision), row.mean_precision and row.mean_precision.mean),
             *[(words.spread(size), size and size.mean) for size in sizes],
-            (words.signed(above), above),
+            (words.spread(row.gbops), row.gbops and row.gbops.mean),
+            (escape(words.above(above)), above and above.difference),
             (words.duration(row.seconds.mean if row.seconds else None), row.seconds and row.seconds.mean),
         ]
         body.append(cells)

@@ -4,10 +4,13 @@ from math import isfinite
 from typing import Any
 
 from bsq_lightning.reports.collection import Collection
-from bsq_lightning.reports.front import pareto
+from bsq_lightning.reports.front import accuracy_bar, float_accuracy
 from bsq_lightning.reports.published import published_points
 from bsq_lightning.reports.runs import COUNTINGS, CURVES, Run
 from bsq_lightning.reports.table import Row, Spread
+
+#: From so many values of a knob on, points are coloured by it instead of being labelled.
+MANY = 13
 
 
 def page_data(collection: Collection) -> dict[str, Any]:
@@ -33,16 +36,13 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
 def _group(key: tuple[str, str], table: list[Row], places: dict[int, int]) -> dict[str, Any]:
     runs = [run for row in table for run in row.runs]
     points = [_row(row, places) for row in table]
-    for counting in COUNTINGS:
-        drawn = [p for p in points if p["x"] and p["x"][counting]["c"] and p["acc"] is not None]
-        best = pareto([(p["x"][counting]["c"], p["acc"]) for p in drawn])
-        for place, point in enumerate(drawn):
-            point["front"][counting] = place in best
     acts = {run.setting.act_precision for run in runs if run.setting and run.setting.act_precision is not None}
     return {
         "model": key[0],
         "data": key[1],
         "rows": points,
+        "float": _percent(float_accuracy(table)),
+        "graded": _graded(points),
         "published": [
             {
                 "name": point.name,
@@ -60,11 +60,11 @@ def _group(key: tuple[str, str], table: list[Row], places: dict[int, int]) -> di
 
 def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
     """A point of the front. Percent, times, kB; ``sd`` is None for one seed."""
-    accuracy = row.test_accuracy
+    accuracy, bar = row.test_accuracy, accuracy_bar(row)
     sizes = {
         counting: {
             "c": _mean(row.compression(counting)),
-            "csd": _std(row.compression(counting)),
+            **_range(row.compression(counting)),
             "kB": _mean(row.kilobytes(counting)),
         }
         for counting in COUNTINGS
@@ -77,14 +77,18 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
         "method": setting.method,
         "knobless": setting.knob is None,
         "baseline": setting.baseline,
-        "alpha": setting.alpha,
+        "knob": setting.knob,
+        "at": setting.knob_value,
+        "lo": None if bar is None else rounded(100 * bar[0], 6),
+        "hi": None if bar is None else rounded(100 * bar[1], 6),
+        "gb": _mean(row.gbops),
+        **{f"gb{end}": value for end, value in _range(row.gbops).items()},
         "acc": None if accuracy is None else rounded(100 * accuracy.mean, 6),
         "sd": None if accuracy is None or accuracy.std is None else rounded(100 * accuracy.std),
         "n": len(row.done),
         "asked": len(row.runs),
         "bits": _mean(row.mean_precision),
         "x": None if row.compression("paper") is None else sizes,
-        "front": {},
         "runs": [places[id(run)] for run in row.runs],
     }  # fmt: skip
 
@@ -92,8 +96,10 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
 def _short(row: Row) -> str:
     """The knob, to stand beside a point."""
     setting = row.setting
-    if setting.baseline:
+    if setting.knob == "quant.precision":
         return f"{setting.precision} b"
+    if setting.baseline:
+        return f"{row.mean_precision.mean:.3g} b" if row.mean_precision else ""
     if setting.alpha is not None:
         return f"α {setting.alpha:g}"
     return "" if setting.knob_value is None else f"{setting.knob_value:g}"
@@ -114,6 +120,7 @@ def _run(run: Run, label: str) -> dict[str, Any]:
         "valacc": percent[1],
         "val": run.val,
         "bits": rounded(run.mean_precision),
+        "gb": rounded(run.gbops, 5),
         "x": {
             counting: {"c": rounded(size.get("compression"), 5), "kB": rounded((size.get("bits") or 0) / 8000, 5)}
             for counting, size in sizes.items()
@@ -194,5 +201,23 @@ def _mean(spread: Spread | None) -> float | None:
     return None if spread is None else rounded(spread.mean, 5)
 
 
-def _std(spread: Spread | None) -> float | None:
-    return None if spread is None or spread.std is None else rounded(spread.std)
+def _range(spread: Spread | None) -> dict[str, float | None]:
+    """The smallest and the largest of several seeds."""
+    several = spread is not None and spread.n > 1
+    return {"lo": rounded(spread.low, 5) if several else None, "hi": rounded(spread.high, 5) if several else None}
+
+
+def _percent(spread: Spread | None) -> float | None:
+    return None if spread is None else rounded(100 * spread.mean, 6)
+
+
+def _graded(points: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The knob that colours the points where they are many: its key, its name, from and to."""
+    keys = [point["knob"] for point in points if not point["baseline"] and (point["at"] or 0) > 0]
+    key = max(keys, key=keys.count, default=None)
+    values = [
+        point["at"] for point in points if point["knob"] == key and not point["baseline"] and (point["at"] or 0) > 0
+    ]
+    if key is None or len(set(values)) < MANY:
+        return None
+    return {"key": key, "name": key.rpartition(".")[2], "from": min(values), "to": max(values)}

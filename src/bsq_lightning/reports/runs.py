@@ -96,6 +96,24 @@ class Run:
         return self.scheme.mean_precision if self.scheme else None
 
     @property
+    def float_accuracy(self) -> float | None:
+        """Test accuracy of the float network that the run began with, as its summary says it."""
+        return _at(self.summary, "accuracy", "float", "test/acc")
+
+    @property
+    def test_images(self) -> int | None:
+        """How many images a finished run was tested on."""
+        images = _at(self.summary, "data", "test")
+        return int(images) if images and images >= 1 and math.isfinite(images) else None
+
+    @property
+    def gbops(self) -> float | None:
+        """Bit operations of one image in 1e9."""
+        written = _at(self.summary, "gbops")
+        known = written if written is not None else self.scheme.gbops if self.scheme else None
+        return known if known and math.isfinite(known) else None
+
+    @property
     def seconds(self) -> float | None:
         """Seconds of all epochs of a finished run."""
         written = self.summary.get("seconds")

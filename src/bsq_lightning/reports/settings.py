@@ -37,7 +37,14 @@ class Setting:
     @cached_property
     def curve(self) -> str:
         """Equal for runs that differ only by seed and by the one knob of their method."""
-        return json.dumps(sorted((key, value) for key, value in self.flat.items() if key != self.knob))
+        return json.dumps(sorted(self.without_knob().items()))
+
+    def without_knob(self) -> dict[str, str]:
+        """``flat`` without the knob, and without the keys that repeat it (a stage's part that is given its value)."""
+        if self.knob not in self.flat:
+            return self.flat
+        name, value = self.knob.rpartition(".")[2], self.flat[self.knob]
+        return {k: v for k, v in self.flat.items() if k.rpartition(".")[2] != name or v != value}
 
     @property
     def alpha(self) -> float | None:

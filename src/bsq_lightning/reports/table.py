@@ -11,11 +11,13 @@ from bsq_lightning.reports.settings import Setting, differences
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation (None for one value) and number of values."""
+    """Mean, sample standard deviation (None for one value), number of values, the smallest and the largest."""
 
     mean: float
     std: float | None
     n: int
+    low: float
+    high: float
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
@@ -23,12 +25,13 @@ class Spread:
 
         Example:
             >>> Spread.of([1.0, None, 3.0])
-            Spread(mean=2.0, std=1.4142135623730951, n=2)
+            Spread(mean=2.0, std=1.4142135623730951, n=2, low=1.0, high=3.0)
         """
         known = [value for value in values if value is not None]
         if not known:
             return None
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+        std = statistics.stdev(known) if len(known) > 1 else None
+        return cls(statistics.fmean(known), std, len(known), min(known), max(known))
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Row:
     @property
     def mean_precision(self) -> Spread | None:
         return None if self.setting.method == "float" else Spread.of(run.mean_precision for run in self.done)
+
+    @property
+    def gbops(self) -> Spread | None:
+        """Bit operations of one image in 1e9."""
+        return None if self.setting.method == "float" else Spread.of(run.gbops for run in self.done)
 
     @property
     def seconds(self) -> Spread | None:
@@ -87,7 +95,7 @@ def rows(runs: list[Run]) -> list[Row]:
             same.setdefault(run.setting.key, []).append(run)
     firsts = {key: members[0].setting for key, members in same.items()}
     settings = {key: setting for key, setting in firsts.items() if setting is not None}
-    labels = _told_apart({key: setting.label for key, setting in settings.items()}, settings)
+    labels = _told_apart({key: _label(setting, same[key]) for key, setting in settings.items()}, settings)
     curves = {setting.curve: setting for setting in settings.values()}
     curve_labels = _told_apart({curve: setting.method for curve, setting in curves.items()}, curves, knob=True)
     result = [
@@ -95,6 +103,13 @@ def rows(runs: list[Run]) -> list[Row]:
         for key, setting in settings.items()
     ]
     return sorted(result, key=lambda row: (_kind(row.setting), row.curve, _knob(row.setting), row.label))
+
+
+def _label(setting: Setting, runs: list[Run]) -> str:
+    """Method and knob; where the knob is no number (a scheme), the bits that it gives."""
+    bits = Spread.of(run.mean_precision for run in runs)
+    numberless = setting.knob is not None and setting.knob_value is None and bits is not None
+    return f"{setting.label}, {bits.mean:.2f} bits" if numberless else setting.label
 
 
 def _kind(setting: Setting) -> int:
@@ -112,7 +127,7 @@ def _told_apart(labels: dict[str, str], settings: dict[str, Setting], knob: bool
     for label, keys in by_label.items():
         if len(keys) > 1:
             members = [settings[key] for key in keys]
-            flats = [{k: v for k, v in each.flat.items() if not knob or k != each.knob} for each in members]
+            flats = [each.without_knob() if knob else each.flat for each in members]
             for key, difference in zip(keys, differences(flats), strict=True):
                 result[key] = f"{label} ({difference})" if difference else label
     return result

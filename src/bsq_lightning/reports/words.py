@@ -1,6 +1,7 @@
 """How numbers, states and lists are said, alike on the page, in Markdown and on the terminal."""
 
 from bsq_lightning.reports.collection import Collection
+from bsq_lightning.reports.front import Above
 from bsq_lightning.reports.table import Row, Spread
 
 
@@ -27,7 +28,7 @@ def spread(value: Spread | None, scale: float = 1.0, digits: int = 2) -> str:
     """Mean and, where there is one, the sample standard deviation.
 
     Example:
-        >>> spread(Spread(0.91, 0.002, 3), 100), spread(Spread(0.91, None, 1), 100), spread(None)
+        >>> spread(Spread(0.91, 0.002, 3, 0.908, 0.912), 100), spread(Spread(0.91, None, 1, 0.91, 0.91), 100), spread(None)
         ('91.00 ± 0.20', '91.00', '–')
     """
     if value is None:
@@ -39,6 +40,20 @@ def spread(value: Spread | None, scale: float = 1.0, digits: int = 2) -> str:
 def signed(value: float | None) -> str:
     """A difference in points of accuracy, with its sign."""
     return "–" if value is None else f"{100 * value:+.2f}".replace("-", "−")
+
+
+#: What is said under every table of settings.
+SPREAD = "Mean ± sample standard deviation over seeds, finished runs only."
+
+
+def above(value: Above | None) -> str:
+    """How far above which line.
+
+    Example:
+        >>> above(Above(0.0031, "uniform")), above(None)
+        ('+0.31 to uniform', '–')
+    """
+    return "–" if value is None else f"{signed(value.difference)} to {value.line}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Writes the report: page, Markdown, CSV and PNG, each file whole or not at all."""
+"""Writes the report: page, Markdown, CSV, LaTeX and figures, each file whole or not at all."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,11 @@ from bsq_lightning import __version__
 from bsq_lightning.files import write_whole
 from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.csv_files import csv_files
+from bsq_lightning.reports.figures import figure_files
+from bsq_lightning.reports.latex import latex
 from bsq_lightning.reports.markdown import markdown
 from bsq_lightning.reports.page import page
 from bsq_lightning.reports.page_data import page_data
-from bsq_lightning.reports.png import png_files
 
 
 def write_report(collection: Collection, out: Path) -> Path:
@@ -27,11 +28,12 @@ def write_report(collection: Collection, out: Path) -> Path:
         suffix = "" if len(data["groups"]) == 1 else "-" + re.sub(r"[^a-z0-9]+", "-", "-".join(key).lower()).strip("-")
         if f"front{suffix}.png" in images:
             suffix += f"-{len(figures)}"
-        made = {f"{name}{suffix}.png": content for name, content in png_files(group, data["runs"]).items()}
-        figures[key] = list(made)
+        drawn = figure_files(group, data["runs"])
+        made = {f"{Path(name).stem}{suffix}{Path(name).suffix}": content for name, content in drawn.items()}
+        figures[key] = [name for name in made if name.endswith(".png")]
         images |= made
     tables = csv_files(collection)
-    texts = {"report.md": markdown(collection, figures), **tables}
+    texts = {"report.md": markdown(collection, figures), "settings.tex": latex(collection), **tables}
     texts["index.html"] = page(collection, data, [*texts, *images], __version__)
     try:
         for name, content in {**images, **texts}.items():
