@@ -45,8 +45,8 @@ def figure_files(group: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
         raise ModuleNotFoundError("reports draw with matplotlib: pip install 'bsq_lightning[report]'") from error
     with matplotlib.rc_context(STYLE):
         made = {
-            "front": _front(group, runs, ("paper", "signed")),
-            "bops": _front(group, runs, ("gbops",)),
+            "front": front_figure(group, runs, ("paper", "signed")),
+            "bops": front_figure(group, runs, ("gbops",)),
             "bits": _bits(group, runs),
             "epochs": _epochs(group, runs),
         }
@@ -101,7 +101,7 @@ def _place(point: dict[str, Any], axis: str) -> tuple[float, float, float] | Non
     return (at, at if low is None else low, at if high is None else high) if at else None
 
 
-def _front(group: dict[str, Any], runs: list[dict[str, Any]], kinds: tuple[str, ...]) -> Any:
+def front_figure(group: dict[str, Any], runs: list[dict[str, Any]], kinds: tuple[str, ...]) -> Any:
     """Accuracy against each kind of size, every point inside: those far below the others stand in a strip of their own
     under a break of the axis."""
     from matplotlib.figure import Figure

@@ -143,7 +143,7 @@ function window_(values, bases, foreign) {  // shows the bulk of the values, the
   const v = [...values].sort((a, b) => a - b), q = (p) => v[Math.min(v.length - 1, Math.floor(p * v.length))];
   const spread = Math.max(v.at(-1) - q(.25), .6);
   let low = v.find((x) => x >= q(.25) - 3 * spread), high = v.at(-1);
-  const reach = Math.max(high - low, .6);
+  const reach = Math.max(high - low, 1.25);
   for (const x of bases) if (x < high + 2 * reach) high = Math.max(high, x);
   for (const x of foreign) if (x > low - 2 * reach && x < high + 2 * reach) [low, high] = [Math.min(low, x), Math.max(high, x)];
   const pad = Math.max((high - low) * .1, .15);

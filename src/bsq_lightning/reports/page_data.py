@@ -203,8 +203,9 @@ def _mean(spread: Spread | None) -> float | None:
 
 def _range(spread: Spread | None) -> dict[str, float | None]:
     """The smallest and the largest of several seeds."""
-    several = spread is not None and spread.n > 1
-    return {"lo": rounded(spread.low, 5) if several else None, "hi": rounded(spread.high, 5) if several else None}
+    if spread is None or spread.n < 2:
+        return {"lo": None, "hi": None}
+    return {"lo": rounded(spread.low, 5), "hi": rounded(spread.high, 5)}
 
 
 def _percent(spread: Spread | None) -> float | None:

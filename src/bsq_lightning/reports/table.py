@@ -102,14 +102,20 @@ def rows(runs: list[Run]) -> list[Row]:
         Row(labels[key], curve_labels[setting.curve], setting, tuple(sorted(same[key], key=_by_seed)))
         for key, setting in settings.items()
     ]
-    return sorted(result, key=lambda row: (_kind(row.setting), row.curve, _knob(row.setting), row.label))
+    return sorted(result, key=_order)
+
+
+def _order(row: Row) -> tuple[int, bool, str, float, str]:
+    setting = row.setting
+    return _kind(setting), setting.knob_value is None, row.curve, _knob(setting), row.label
 
 
 def _label(setting: Setting, runs: list[Run]) -> str:
     """Method and knob; where the knob is no number (a scheme), the bits that it gives."""
     bits = Spread.of(run.mean_precision for run in runs)
-    numberless = setting.knob is not None and setting.knob_value is None and bits is not None
-    return f"{setting.label}, {bits.mean:.2f} bits" if numberless else setting.label
+    if setting.knob is None or setting.knob_value is not None or bits is None:
+        return setting.label
+    return f"{setting.label}, {bits.mean:.2f} bits"
 
 
 def _kind(setting: Setting) -> int:

@@ -28,7 +28,8 @@ def spread(value: Spread | None, scale: float = 1.0, digits: int = 2) -> str:
     """Mean and, where there is one, the sample standard deviation.
 
     Example:
-        >>> spread(Spread(0.91, 0.002, 3, 0.908, 0.912), 100), spread(Spread(0.91, None, 1, 0.91, 0.91), 100), spread(None)
+        >>> several, one = Spread(0.91, 0.002, 3, 0.908, 0.912), Spread(0.91, None, 1, 0.91, 0.91)
+        >>> spread(several, 100), spread(one, 100), spread(None)
         ('91.00 ± 0.20', '91.00', '–')
     """
     if value is None:
