@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from bsq_lightning.files import write_whole
+from bsq_lightning.ops.tensor_file import tensor_file
 from bsq_lightning.scheme import FLOAT_BITS, LayerScheme, Scheme
 
 FORMAT = "bsq_lightning.quantized.1"
@@ -279,7 +279,7 @@ def save_state(path: str | Path, state: QuantizedState) -> None:
         arrays |= {f"{name}:{key}": part.cpu() for key, part in parts.items()}
     network = {key: value for key, value in asdict(_without_tensors(state)).items() if key != "tensors"}
     metadata = {"format": FORMAT, "tensors": json.dumps(notes), "network": json.dumps(network)}
-    write_whole(path, save(arrays, metadata))
+    write_whole(path, tensor_file(arrays, metadata))
 
 
 def load_state(path: str | Path) -> QuantizedState:

@@ -1,12 +1,17 @@
 """Export, verify and allocate as commands: a small run that ships, and the line that needs no training."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bsq_lightning.export import main
+from bsq_lightning.exporters import read_packed, verify
+from bsq_lightning.models import ResNetCifar
 from bsq_lightning.scheme import Scheme
 from tests.cli.commands import TINY, run
 
@@ -88,3 +93,78 @@ def test_what_cannot_be_allocated_is_said(trained: Path, tmp_path: Path, argumen
     asked = [weights if each == "WEIGHTS" else each for each in arguments]
     code, output = run("allocate", *common, *asked, f"hydra.run.dir={tmp_path}")
     assert code == 1 and said in output and "Traceback" not in output, output
+
+
+Export = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+    """The command in this process, which saves its start."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["export", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    return call
+
+
+def as_of(stage: str, trained: Path, folder: Path) -> Path:
+    """The run as it was when it had ended ``stage``."""
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("export"))
+    (folder / "summary.json").unlink()
+    (folder / "card.yaml").unlink()
+    (folder / "checkpoints" / f"{stage}.ckpt").replace(folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_a_run_that_is_not_finished_says_from_which_stage_it_can_be_exported(
+    trained: Path, tmp_path: Path, export: Export
+) -> None:
+    folder = as_of("float", trained, tmp_path / "float")
+    code, output = export(f"run={folder}")
+    assert code == 1 and "from stage bits on" in output and f"resume={folder}" in output, output
+    assert not (folder / "export").exists() and "Traceback" not in output
+    folder = as_of("bits", trained, tmp_path / "bits")
+    code, output = export(f"run={folder}")
+    assert code == 0 and "not finished: this is its network of stage bits, epoch 4" in output, output
+    card = read_packed(folder / "export" / "network.safetensors").card["card"]
+    assert card["results"]["accuracy"] == "unknown" and card["method"]["name"]["value"] == "bit planes"
+
+
+def test_the_card_and_the_way_to_build_the_network_go_with_every_file(
+    trained: Path, tmp_path: Path, export: Export
+) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    code, output = export(f"run={trained}", "export=hub", f"out={tmp_path / 'hub' / 'model.safetensors'}")
+    assert code == 0, output
+    card = read_packed(tmp_path / "hub" / "model.safetensors").card
+    assert card["card"]["results"]["accuracy"] == summary["accuracy"]["final"]["test/acc"]
+    architecture = {"target": "bsq_lightning.models.ResNetCifar", "arguments": {"num_classes": 10, "depth": 8}}
+    assert card["architecture"] == architecture | {"folded": False}
+    readme = (tmp_path / "hub" / "README.md").read_text()
+    assert "from bsq_lightning.models import ResNetCifar" in readme and "ResNetCifar(num_classes=10, depth=8)" in readme
+    assert verify(tmp_path / "hub" / "model.safetensors", ResNetCifar(8)).passed
+    code, output = export(f"run={trained}", f"out={tmp_path / 'bare.safetensors'}", "card=false")
+    assert code == 0 and "card" not in read_packed(tmp_path / "bare.safetensors").card, output
+    code, output = export(f"run={trained}", "export=hub", f"out={tmp_path / 'hub' / 'other.safetensors'}")
+    assert code == 1 and "config.json exists" in output and "overwrite=True" in output and "Traceback" not in output, (
+        output
+    )
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_message(trained: Path, tmp_path: Path) -> None:
+    """A limit on the size of files is met as a full disk is: at the write."""
+    code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.argv[0] = 'export'; "
+    code += "runpy.run_module('bsq_lightning.export', run_name='__main__')"
+    arguments = [f"run={trained}", f"out={tmp_path / 'out' / 'net.safetensors'}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr + done.stdout, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr and not list((tmp_path / "out").iterdir())

@@ -44,6 +44,15 @@ def test_the_card_travels(name: str, small: Pair, tmp_path: Path) -> None:
 
 
 @EVERY
+def test_the_same_network_is_the_same_bytes(name: str, small: Pair, tmp_path: Path) -> None:
+    net, state, x = small
+    for file in ("one", "other"):
+        FORMATS[name].export(tmp_path / file, net, state, x, card={"b": 1, "a": 2}, overwrite=True)
+    one, other = ((tmp_path / file).read_bytes() for file in ("one", "other"))
+    assert one == other or name == "torch_export"  # torch's archive names its folder after the file, and a draw
+
+
+@EVERY
 def test_a_file_that_exists_stays(name: str, small: Pair, tmp_path: Path) -> None:
     net, state, x = small
     (tmp_path / "file").write_text("mine")

@@ -1,5 +1,6 @@
 """ONNX: the smallest types, the operator sets they need, tolerances that refuse, and what has no place in a graph."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bsq_lightning.exporters import export_onnx, onnx_graph, verify
+from bsq_lightning.exporters import export_onnx, export_torch, onnx_graph, verify
 from bsq_lightning.exporters.kinds import read_model
 from bsq_lightning.exporters.onnx_graph import check_graph, run_graph
 from bsq_lightning.quantized_tensor import Points, QuantizedActivation, QuantizedState
@@ -96,8 +97,10 @@ def test_what_a_graph_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
-    with pytest.raises(ValueError, match="cannot be exported to ONNX for any batch size"):
-        export_onnx(tmp_path / "net.onnx", Branch(), QuantizedState({}), x)
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 2, 1), odd=Branch()))
+    for export, what in ((export_onnx, "to ONNX "), (export_torch, "")):
+        with pytest.raises(ValueError, match=rf"cannot be exported {what}for any batch size because of odd \(Branch\)"):
+            export(tmp_path / "net", net, QuantizedState({}), x)
     assert not list(tmp_path.iterdir())
 
 

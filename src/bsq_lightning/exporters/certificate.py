@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bsq_lightning.exporters.agreement import top1_agreement
@@ -22,6 +21,7 @@ from bsq_lightning.exporters.onnx_graph import run_graph
 from bsq_lightning.exporters.packed import load
 from bsq_lightning.exporters.packed_file import checksum, read_packed
 from bsq_lightning.exporters.pair import simulated, write_export
+from bsq_lightning.ops.tensor_file import tensor_file
 from bsq_lightning.quantized_tensor import QuantizedState
 
 FORMAT = "bsq_lightning.certificate.1"
@@ -111,7 +111,7 @@ def certify(
     arrays = {"inputs": inputs.detach().cpu().contiguous(), "logits": logits.detach().cpu().contiguous()}
     text = json.dumps(facts)
     metadata = {"format": FORMAT, "facts": text, "sha256": checksum(text, arrays)}
-    return write_export(certificate_path(path), save(arrays, metadata), overwrite)
+    return write_export(certificate_path(path), tensor_file(arrays, metadata), overwrite)
 
 
 def read_certificate(path: str | Path) -> tuple[dict[str, Any], Tensor, Tensor]:

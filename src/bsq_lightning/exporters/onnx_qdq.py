@@ -23,6 +23,7 @@ from bsq_lightning.exporters.pair import (
     state_key,
     write_export,
 )
+from bsq_lightning.exporters.tracing import first_line, stops_in
 from bsq_lightning.quantized_tensor import QuantizedActivation, QuantizedState, QuantizedTensor
 
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid)
@@ -187,7 +188,7 @@ def _operator_set(asked: int | None, needed: Mapping[str, int]) -> int:
     return asked or least
 
 
-def _trace(graph: nn.Module, inputs: Tensor, opset: int) -> Any:
+def _trace(graph: "_Graph", inputs: Tensor, opset: int) -> Any:
     try:
         program = torch.onnx.export(
             graph.eval(), (inputs,), dynamo=True, optimize=False, opset_version=opset, external_data=False,
@@ -195,7 +196,9 @@ def _trace(graph: nn.Module, inputs: Tensor, opset: int) -> Any:
             verbose=False,
         )  # fmt: skip
     except Exception as error:  # what the tracer meets in a foreign forward may raise anything
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
-        raise ValueError(f"the network cannot be exported to ONNX for any batch size: {reason}") from error
+        raise ValueError(
+            f"the network cannot be exported to ONNX for any batch size{stops_in(graph.net, inputs)}: "
+            f"{first_line(error.__cause__ or error)}"
+        ) from error
     assert program is not None
     return program.model_proto

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bsq_lightning.exporters.forms import code_bits, plain_forms
@@ -27,6 +26,7 @@ from bsq_lightning.exporters.pair import (
     write_export,
 )
 from bsq_lightning.ops.packing import pack
+from bsq_lightning.ops.tensor_file import tensor_file
 from bsq_lightning.quantized_tensor import Grid, QuantizedState
 
 COUNTER = "num_batches_tracked"  # batch norm reads it in training only
@@ -91,7 +91,7 @@ def export_packed(
     for word in dict.fromkeys(_word(value) for value in rest.values()):
         arrays[f"rest.{word}"] = torch.cat([value.flatten() for value in rest.values() if _word(value) == word])
     text = json.dumps(index, separators=(",", ":"), allow_nan=False)
-    content = save(arrays, {"format": FORMAT, "index": text, "sha256": checksum(text, arrays)})
+    content = tensor_file(arrays, {"format": FORMAT, "index": text, "sha256": checksum(text, arrays)})
     written = write_export(path, content, overwrite)
     return Exported(written, len(content), tuple(notes), read_packed(written).parts)
 

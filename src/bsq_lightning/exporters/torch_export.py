@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bsq_lightning.exporters.pair import Exported, check_target, simulated, write_export
+from bsq_lightning.exporters.tracing import first_line, stops_in
 from bsq_lightning.quantized_tensor import QuantizedState
 
 NOTE = "all weights, stored as 32-bit float: torch.export has no smaller form for them"
@@ -62,8 +63,10 @@ def export_torch(
     try:
         program = torch.export.export(reference, (torch.zeros_like(inputs[:2]),), dynamic_shapes=({0: batch},))
     except Exception as error:  # what the tracer meets in a foreign forward may raise anything
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{type(net).__name__} cannot be exported for any batch size: {reason}") from error
+        raise ValueError(
+            f"{type(net).__name__} cannot be exported for any batch size{stops_in(reference, inputs)}: "
+            f"{first_line(error)}"
+        ) from error
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"card.json": json.dumps(dict(card or {}))})
     with torch.no_grad():
