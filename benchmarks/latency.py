@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks.harness import Report, Settings, SkipRow, alternate, compare
 from benchmarks.sides import layer_sizes, mixed_precisions, resnet
 from bsq_lightning.exporters import export_onnx
+from bsq_lightning.exporters.onnx_graph import open_session
 from bsq_lightning.exporters.onnx_qdq import check_onnx
 from bsq_lightning.ops.uniform import max_step, quantize
 from bsq_lightning.quantized_tensor import QuantizedActivation, QuantizedState, QuantizedTensor
@@ -35,7 +36,7 @@ def run(settings: Settings) -> Report:
             sizes[name] = path.stat().st_size
             for optimized in (False, True):
                 word = "all" if optimized else "basic"
-                sides[f"{name}, {word} optimisations"] = one_call(path, image[:1], optimized, settings.threads)
+                sides[f"{name}, {word} optimisations"] = one_call(path, image[:1], optimized)
         report = Report()
         compare(report, "one image", alternate(sides, settings.choose(200, 3), warmup=5), {})
     report.numbers["bytes"] = sizes
@@ -56,14 +57,7 @@ def quantized(net: nn.Module, bits: dict[str, int]) -> tuple[nn.Module, Quantize
     return net, QuantizedState(tensors, tuple(QuantizedActivation(name, "output", 4, 6.0, 3.0) for name in relus))
 
 
-def one_call(path: Path, image: torch.Tensor, optimized: bool, threads: int) -> Callable[[], object]:
+def one_call(path: Path, image: torch.Tensor, optimized: bool) -> Callable[[], object]:
     """Runs one image."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    own = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    own = open_session(path.read_bytes(), optimized)
     return lambda: own.run(None, {"input": image.numpy()})

@@ -16,7 +16,7 @@ def export(cfg: DictConfig) -> None:
         from bsq_lightning.cli.run.opening import open_run
         from bsq_lightning.cli.settings import check_values
         from bsq_lightning.cli.settings.groups import Export
-        from bsq_lightning.exporters import certify, size_ledger
+        from bsq_lightning.exporters import certified_beside, certify, latencies, size_ledger
 
     check_values(cfg, Export)
     opened = open_run(cfg.run, cfg.trust, cfg.data.root, accelerator="cpu")
@@ -39,6 +39,8 @@ def export(cfg: DictConfig) -> None:
     path = Path(cfg.out or opened.folder.path / "export" / cfg.export.file).expanduser().resolve()
     if path.exists() and not cfg.overwrite:
         raise ValueError(f"{path} is there already: overwrite=true replaces it, out=FILE writes another")
+    if cfg.latency and cfg.export.file != "network.onnx":
+        raise ValueError("latency is measured in onnxruntime: ask for it with export=onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
     card = {"architecture": opened.experiment.architecture(opened.datamodule.num_classes)}
     if cfg.card:
@@ -47,11 +49,14 @@ def export(cfg: DictConfig) -> None:
         exported = instantiate(cfg.export.write)(path, network.net, state, images, card=card, overwrite=cfg.overwrite)
     except ModuleNotFoundError as error:  # an extra that is not installed
         raise ValueError(str(error)) from error
-    ledger = size_ledger(network.net, state, {path.name: path})
-    certificate = certify(
-        path, network.net, state, images, report=exported.report, ledger=ledger, overwrite=cfg.overwrite
-    )
-    print_export(exported, ledger, certificate)
+    report = dict(exported.report)
+    if cfg.latency:
+        timed = latencies(path, network.net, state, images, cfg.latency)
+        report["latency_of_one_image"] = [str(each) for each in timed]
+    files = {each.name: each for each in sorted({path, *certified_beside(path, state)})}
+    ledger = size_ledger(network.net, state, files)
+    certificate = certify(path, network.net, state, images, report=report, ledger=ledger, overwrite=cfg.overwrite)
+    print_export(exported, report, ledger, certificate)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from bsq_lightning.cards import Card
 from bsq_lightning.cli.run.opening import open_run
+from bsq_lightning.exporters import verify
 from bsq_lightning.ptq import main
 from bsq_lightning.quantized_tensor import load_state
 from bsq_lightning.reports.runs import read_run
@@ -86,6 +87,8 @@ def test_a_quantized_run_ships_and_a_kill_before_its_summary_costs_nothing(train
     assert code == 0, output
     code, output = run("export", f"run={folder}")
     assert code == 0 and "points, stored as their sum in 32-bit float" in output, output  # named, not silent
+    size = next(each for each in verify(folder / "export" / "network.safetensors").checks if each.name == "size")
+    assert size.passed and "larger than that: conv1: " in size.found, size.found
     before = load_state(folder / "quantized.safetensors")
     (folder / "summary.json").unlink()
     code, output = run("train", f"resume={folder}")

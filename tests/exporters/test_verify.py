@@ -2,13 +2,15 @@
 
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bsq_lightning.exporters import certify, export_packed, export_torch, read_certificate, verify
+from bsq_lightning.exporters import certified_beside, certify, export_packed, export_torch, read_certificate, verify
 from bsq_lightning.exporters.certificate import certificate_path
+from bsq_lightning.quantized_tensor import Points
 from tests.exporters.pairs import tiny
 
 
@@ -104,3 +106,22 @@ def test_the_network_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
     other, *_ = tiny()
     before = other(x)
     assert verify(path, other).passed and torch.equal(other(x), before)
+
+
+def test_what_only_floats_hold_is_larger_than_claimed_and_named(tmp_path: Path) -> None:
+    net, state, x = tiny()
+    fc = state.tensors["fc"]
+    fc = replace(fc, extra=Points(fc.codes[None], torch.full((1, 5, 1), 0.01)))
+    with torch.no_grad():
+        net.get_parameter("fc.weight").copy_(fc.dequantize())
+    path = export_packed(tmp_path / "net.safetensors", net, replace(state, tensors={**state.tensors, "fc": fc})).path
+    size = next(check for check in verify(path, net).checks if check.name == "size")
+    assert size.passed and f"{4 * fc.codes.numel()} bytes larger than that: fc: 2 points" in size.found
+
+
+def test_files_of_other_networks_are_not_put_beside(tmp_path: Path) -> None:
+    net, state, x = tiny()
+    for name, (own, own_state, _) in (("one", (net, state, x)), ("other", tiny(5))):
+        certify(export_packed(tmp_path / name, own, own_state).path, own, own_state, x)
+    assert certified_beside(tmp_path / "new", state) == [tmp_path / "one"]
+    assert certified_beside(tmp_path / "one", state) == []

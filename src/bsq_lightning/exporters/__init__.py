@@ -1,9 +1,10 @@
 """From a quantized network to a file that ships, and back: each reads a plain network and its ``QuantizedState``."""
 
-from bsq_lightning.exporters.certificate import Check, Verification, certify, read_certificate, verify
+from bsq_lightning.exporters.certificate import Check, Verification, certified_beside, certify, read_certificate, verify
 from bsq_lightning.exporters.folding import fold_batch_norm
 from bsq_lightning.exporters.hub import export_hub
 from bsq_lightning.exporters.integer import IntegerRun, run_in_integers
+from bsq_lightning.exporters.latency import Latency, latencies
 from bsq_lightning.exporters.ledger import LedgerRow, size_ledger
 from bsq_lightning.exporters.onnx_qdq import export_onnx
 from bsq_lightning.exporters.packed import export_packed, load
@@ -15,9 +16,11 @@ __all__ = [
     "Check",
     "Exported",
     "IntegerRun",
+    "Latency",
     "LedgerRow",
     "Packed",
     "Verification",
+    "certified_beside",
     "certify",
     "export_hub",
     "export_onnx",
@@ -25,6 +28,7 @@ __all__ = [
     "export_torch",
     "fold_batch_norm",
     "hook_activations_",
+    "latencies",
     "load",
     "read_certificate",
     "read_packed",

@@ -136,6 +136,16 @@ def read_certificate(path: str | Path) -> tuple[dict[str, Any], Tensor, Tensor]:
         raise ValueError(f"{place} is not a whole certificate ({type(error).__name__}: {error})") from error
 
 
+def certified_beside(path: str | Path, state: QuantizedState) -> list[Path]:
+    """The other exported files in the folder of ``path`` whose certificates are of a network of the same size."""
+    bits, found = state.scheme().bits("model"), []
+    for place in sorted(Path(path).parent.glob("*.certificate")):
+        other = place.with_suffix("")
+        if other != Path(path) and other.is_file() and read_certificate(other)[0]["model_bits"] == bits:
+            found.append(other)
+    return found
+
+
 def verify(
     path: str | Path, net: nn.Module | None = None, *, trusted: bool = False, tolerance: float = 1e-4
 ) -> Verification:
@@ -195,11 +205,14 @@ def _check_size(path: Path, kind: str) -> Check:
     state, parts = packed.state, packed.parts
     claimed = state.scheme().bits("model") / 8 if state.tensors else parts["float_parameters"]
     holds = parts["codes"] + parts["steps"] + parts["float_parameters"]
+    # Weights that only floats hold (points, codebooks elsewhere) are named in the notes and no part of the scheme.
+    grown = max(0, parts["float_parameters"] - 4 * state.float_parameters) if packed.notes else 0
     text = (
         f"{holds} bytes of model, the scheme claims {claimed:.0f}; "
         f"{parts['buffers']} of running statistics, {parts['card']} of card and {parts['header']} of header beside"
     )
-    return Check("size", abs(holds - claimed) <= max(0.01 * claimed, 4.0 * len(state.tensors)), text)
+    text += f"; {grown} bytes larger than that: {'; '.join(packed.notes)}" if grown else ""
+    return Check("size", abs(holds - claimed - grown) <= max(0.01 * claimed, 4.0 * len(state.tensors)), text)
 
 
 def _check_logits(

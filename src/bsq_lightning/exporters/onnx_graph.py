@@ -66,6 +66,18 @@ def narrow_(model: Any, types: Mapping[str, tuple[str, int]]) -> None:
     model.ir_version = max(formats)
 
 
+def open_session(content: bytes, optimized: bool) -> Any:
+    """An onnxruntime session on the CPU, with all optimisations or the basic ones, and as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 def run_graph(
     model: Any, inputs: Tensor, outputs: list[str] | None = None, *, optimized: bool = False, batch: int = 100
 ) -> list[Tensor]:
@@ -84,16 +96,9 @@ def run_graph(
     Raises:
         ValueError: onnxruntime does not run the model; the message has its reason.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4
     content = model if isinstance(model, bytes) else model.SerializeToString()
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = open_session(content, optimized)
         name = session.get_inputs()[0].name
         found = [session.run(outputs, {name: part.cpu().numpy()}) for part in inputs.split(batch)]
     except Exception as error:  # its errors share no base class

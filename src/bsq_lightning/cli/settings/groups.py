@@ -219,6 +219,8 @@ class Export(Group):
     run: Path
     out: Path | None
     overwrite: Bool
+    card: Bool
+    latency: NotNegativeWhole
     images: PositiveWhole
     data: Where
     trust: list[Text] | Text
