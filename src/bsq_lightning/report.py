@@ -1,7 +1,10 @@
-"""``python -m bsq_lightning.report runs=FOLDER``: what the runs below a folder found.
+"""``python -m bsq_lightning.report FOLDER``: what the runs below a folder found.
 
 A page that needs nothing from outside, Markdown, CSV and PNG.
 """
+
+import os
+import sys
 
 from omegaconf import DictConfig
 
@@ -34,8 +37,26 @@ def report(cfg: DictConfig) -> None:
     console.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
+def folders_first(arguments: list[str]) -> list[str]:
+    """Folders at the front of a command line, as Hydra has them.
+
+    Example:
+        >>> folders_first(["a", "b/c", "out=d"]), folders_first(["--help"])
+        (["runs=['a','b/c']", 'out=d'], ['--help'])
+    """
+    count = 0
+    while count < len(arguments) and (os.path.isdir(arguments[count]) or arguments[count][0] not in "-+~"):
+        if "=" in arguments[count] and not os.path.isdir(arguments[count]):
+            break
+        count += 1
+    escaped = [folder.replace("\\", "\\\\").replace("'", "\\'") for folder in arguments[:count]]
+    named = ",".join(f"'{folder}'" for folder in escaped)
+    return [f"runs=[{named}]", *arguments[count:]] if count else arguments
+
+
 def main() -> None:
     """Console entry point."""
+    sys.argv[1:] = folders_first(sys.argv[1:])
     run_command(report, "report")
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bsq_lightning import __version__
 from bsq_lightning.cli.sweep.status import print_status
 from bsq_lightning.run_folder import SweepFolder
 
@@ -11,6 +12,7 @@ from bsq_lightning.run_folder import SweepFolder
 def main() -> None:
     """Console entry point."""
     parser = argparse.ArgumentParser(prog="python -m bsq_lightning.sweep", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"bsq_lightning {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser(
         "status",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bsq_lightning.cli.sweep.next_steps import next_steps
 from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
-from bsq_lightning.run_folder import RunFolder
+from bsq_lightning.cli.sweep.progress import Progress
+from bsq_lightning.run_folder import RunFolder, SweepFolder
 
 SUMMARY = json.dumps({"accuracy": {"final": {"test/acc": 0.5}}})
 
@@ -81,6 +84,38 @@ def test_a_point_that_was_stopped_and_saved_is_not_a_failure(tmp_path: Path) -> 
     assert RunFolder(stopped).state == "unfinished" and RunFolder(stopped).error() is None
 
 
+def test_a_run_of_another_process_is_no_failure_and_can_be_waited_for(tmp_path: Path) -> None:
+    one, two = tmp_path / "left", tmp_path / "taken"
+    in_use = "import sys; sys.exit(75)"
+    assert run_points({one: [sys.executable, "-c", in_use]}, Slots(1), "s") == {one: False}
+    assert RunFolder(one).error() is None
+    # The first time it is in use, the second time not.
+    first = two / "first"
+    command = writing(
+        two, f"if not pathlib.Path({str(first)!r}).exists():\n  open({str(first)!r}, 'w'); raise SystemExit(75)"
+    )
+    assert run_points({two: command}, Slots(1), "s", wait=True) == {two: True}
+    assert first.exists()
+
+
+def test_progress_counts_epochs_of_the_stages_that_are_trained(tmp_path: Path) -> None:
+    shared, alone = RunFolder(tmp_path / "shared"), RunFolder(tmp_path / "alone")
+    progress = Progress({shared.path: {"bits": 3}, alone.path: {"float": 2, "bits": 3}})
+    progress.begin()
+    assert progress.left() is None
+    for folder in (shared, alone):
+        folder.path.mkdir()
+        folder.add_metrics({"stage": "float", "epoch": 0})
+        folder.add_metrics({"stage": "bits", "epoch": 0})
+    started = time.monotonic()
+    time.sleep(0.3)
+    progress.update([shared.path, alone.path])
+    left = progress.left()
+    assert left is not None and 0.3 * 5 / 3 <= left <= (time.monotonic() - started + 0.1) * 5 / 3  # 3 epochs of 8 done
+    progress.ended(alone.path)
+    assert progress.left() == pytest.approx(0.4 / 6 * 2, abs=0.2)
+
+
 def test_an_error_that_the_run_recorded_itself_is_kept(tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     code = '(folder / \'error.json\').write_text(\'{"type": "E", "message": "its own"}\'); raise SystemExit(1)'
@@ -98,21 +133,24 @@ def test_a_watch_stops_a_run_without_calling_it_a_failure(tmp_path: Path) -> Non
     assert RunFolder(slow).state == "unfinished"
 
 
-def test_terminating_the_parent_ends_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stopping_the_parent_ends_its_children(tmp_path: Path, signum: signal.Signals) -> None:
     folder = tmp_path / "p"
     command = writing(folder, "(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)")
     program = f"""
 from pathlib import Path
+from bsq_lightning.cli.sweep.next_steps import next_steps
 from bsq_lightning.cli.sweep.points import Slots, run_points
 run_points({{Path({str(folder)!r}): {command!r}}}, Slots(1), "s")
 """
-    parent = subprocess.Popen([sys.executable, "-c", program])
+    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(timeout=30) == 128 + signal.SIGTERM
+    parent.send_signal(signum)
+    _, errors = parent.communicate(timeout=30)
+    assert parent.returncode == 128 + signum and "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int((folder / "pid").read_text()), 0)
 
@@ -126,3 +164,23 @@ def test_a_float_stage_that_was_begun_for_other_points_is_resumed(tmp_path: Path
 def test_the_command_survives_strange_folder_names() -> None:
     command = train_command(Path("/a b/it's,x=1"), ["seed=1"])
     assert command[-2:] == ["hydra.run.dir='/a b/it\\'s,x=1'", "hydra.mode=RUN"]
+
+
+def test_what_is_next_is_what_there_is_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2"])
+    folder = tmp_path / "a b"
+    sweep = SweepFolder(folder)
+    sweep.add_points({"seed=1": ["seed=1"], "seed=2": ["seed=2"]})
+    steps = next_steps(sweep)
+    assert list(steps) == ["go on", "status"]
+    assert shlex.split(steps["go on"])[3:] == ["-m", "seed=1,2", f"hydra.sweep.dir='{folder}'"]
+    for name in ("seed=1", "seed=2"):
+        RunFolder(folder / name).finish({})
+        (folder / name / "config.yaml").touch()
+    (folder / "seed=1" / "wandb" / "offline-run-1").mkdir(parents=True)
+    (folder / "seed=1" / "wandb" / "latest-run").symlink_to("offline-run-1")
+    steps = next_steps(sweep)
+    assert list(steps) == ["report", "upload to W&B"]
+    assert shlex.split(steps["report"])[-1] == str(folder)
+    listed = subprocess.run(steps["upload to W&B"].partition(" | xargs")[0], shell=True, capture_output=True, text=True)
+    assert listed.stdout.split("\n")[:-1] == [str(folder / "seed=1" / "wandb" / "offline-run-1")]

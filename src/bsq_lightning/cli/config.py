@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from bsq_lightning import __version__
 from bsq_lightning.identity import upgraded
 
 #: What a user's mistake raises; shown as one message.
@@ -105,10 +106,21 @@ def quiet_lightning() -> None:
     )
 
 
+def import_from_here() -> None:
+    """Lets a command that is installed find a user's package in the current folder, as ``python -m`` does."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
+
+
 def run_command(task: Callable[..., Any], config_name: str) -> None:
     """Runs a command as a Hydra application, on this process's command line."""
+    if "--version" in sys.argv[1:]:  # Hydra would answer with its own
+        print(f"bsq_lightning {__version__}")
+        return
     import hydra
 
+    import_from_here()
     sys.argv[1:] = quote_paths(sys.argv[1:])
     # Models and data sets have readers of their own, and torchvision's runs whatever a file of weights asks for.
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
