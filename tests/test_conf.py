@@ -131,7 +131,12 @@ def test_every_point_of_every_sweep_composes_and_says_what_it_costs(
     assert f"SWEEP={path.stem}\n" in text or f"SWEEP={path.stem} " in text
     params = OmegaConf.load(path).hydra.sweeper.params
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        parser = OverridesParser.create()
+        overrides = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+        for i, override in enumerate(overrides):
+            if override.is_interval_sweep():  # of a sweeper that learns: both ends stand for what is between
+                ends: Any = override.value()
+                overrides[i] = parser.parse_override(f"{override.key_or_group}={ends.start},{ends.end}")
         points = BasicSweeper.split_arguments(overrides, None)[0]
         for point in points:
             cfg = compose("train", overrides=list(point))

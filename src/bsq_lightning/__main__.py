@@ -7,7 +7,20 @@ from pathlib import Path
 
 from bsq_lightning import __version__
 
-COMMANDS = ("train", "evaluate", "search", "sweep", "report", "allocate", "ptq", "export", "verify")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "search",
+    "sweep",
+    "report",
+    "allocate",
+    "ptq",
+    "card",
+    "slices",
+    "accelerator",
+    "export",
+    "verify",
+)
 
 
 def summary(command: str) -> str:

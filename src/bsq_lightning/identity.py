@@ -8,7 +8,7 @@ from typing import Any
 #: a search or a card asks.
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage",
+    "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage", "objective",
     "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last", "trust",
     "quant.knob_grows", "quant.paper", "quant.deviations",
 )  # fmt: skip

@@ -10,13 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.cli.config import heavy_imports, plain_errors, run_command
+from bsq_lightning.cli.objective import objective
 from bsq_lightning.cli.run.resume import rewrite_command_line
 from bsq_lightning.cli.trust import check_targets, trusted_packages
 
 
 @plain_errors
-def train(cfg: DictConfig) -> float:
-    """Runs one config and returns its final test accuracy. A finished run is shown again, not repeated."""
+def train(cfg: DictConfig) -> float | list[float] | None:
+    """Runs one config and returns its objective, for sweepers. A finished run is shown again, not repeated."""
     # Torch and Lightning take seconds to import: after Hydra has answered --help and --cfg, or refused an override.
     with heavy_imports():
         from bsq_lightning.cli.building.checks import check_settings
@@ -29,7 +30,7 @@ def train(cfg: DictConfig) -> float:
         check_targets(OmegaConf.to_container(cfg, resolve=True), folder.config, trusted_packages(cfg.trust))
     check_settings(cfg)
     stop_politely(run_ranks if starts_ranks(cfg) else run, cfg, folder)
-    return folder.summary()["accuracy"]["final"]["test/acc"] if folder.is_finished else float("nan")
+    return objective(cfg.get("objective"), folder.summary()) if folder.is_finished else None
 
 
 def main() -> None:

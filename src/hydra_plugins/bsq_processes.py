@@ -35,6 +35,7 @@ class ProcessLauncher(Launcher):
         from hydra.core.utils import configure_log
 
         from bsq_lightning.cli.config import quiet_lightning
+        from bsq_lightning.cli.objective import objective
         from bsq_lightning.cli.sweep.launch import launch_points
 
         quiet_lightning()
@@ -50,7 +51,8 @@ class ProcessLauncher(Launcher):
         for point, status in points:
             result = JobReturn(overrides=point.overrides, cfg=point.cfg, working_dir=str(point.folder.path))
             result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
-            value = point.folder.summary()["accuracy"]["final"]["test/acc"] if point.folder.is_finished else None
+            summary = point.folder.summary() if point.folder.is_finished else {}
+            value = objective(point.cfg.get("objective"), summary)
             result.return_value = SystemExit(failed) if status else value
             returns.append(result)
         return returns

@@ -40,6 +40,32 @@ def test_group_is_the_sweep_unless_another_is_asked_for(tmp_path: Path, monkeypa
     assert group("logger.wandb.group=mine") == "mine"
 
 
+@pytest.mark.parametrize(
+    "overrides, name",
+    [
+        (["reg.alpha=0.001"], "resnet20-cifar10-bit_planes-alpha=0.001-seed=1"),
+        (["quant=uniform", "quant.precision=2", "seed=3"], "resnet20-cifar10-uniform-precision=2-seed=3"),
+        (["quant=none", "reg=none", "data=digits"], "resnet20-digits-float-seed=1"),
+        (["model=timm", "model.model_name=resnet10t", "reg.alpha=1"], "resnet10t-cifar10-bit_planes-alpha=1-seed=1"),
+    ],
+)
+def test_a_run_is_called_by_what_it_is(
+    overrides: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BSQ_SWEEP", raising=False)
+    (logger,) = build_loggers(composed(*overrides), RunFolder(tmp_path))
+    assert isinstance(logger, WandbMirror)
+    assert logger.arguments["name"] == name
+    assert logger.arguments["tags"] == name.split("-")[:3]
+    (own,) = build_loggers(composed("logger.wandb.name=mine", "logger.wandb.tags=[a]"), RunFolder(tmp_path))
+    assert isinstance(own, WandbMirror)
+    assert (own.arguments["name"], own.arguments["tags"]) == ("mine", ["a"])
+    # In a sweep the folder's name says what its points do not have in common.
+    monkeypatch.setenv("BSQ_SWEEP", "alphas")
+    (point,) = build_loggers(composed(), RunFolder(tmp_path / "reg.alpha=1"))
+    assert isinstance(point, WandbMirror) and point.arguments["name"] == "reg.alpha=1"
+
+
 def test_loggers_are_closed_with_the_state_the_run_ended_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
     monkeypatch.setattr(WandbMirror, "begin", lambda self, config: None)

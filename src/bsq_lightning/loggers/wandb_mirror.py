@@ -46,6 +46,7 @@ class WandbMirror(RunMirror, WandbLogger):
         self, save_dir: str, project: str = "bsq_lightning", group: str | None = None, **settings: Any
     ) -> None:
         self.folder = Path(save_dir)
+        settings = {key: value for key, value in settings.items() if value is not None}
         own = set(inspect.signature(WandbLogger.__init__).parameters)
         #: What ``wandb.init`` is asked for; the rest is Lightning's.
         self.arguments: dict[str, Any] = {

@@ -18,12 +18,28 @@ from bsq_lightning.run_folder import RunFolder
 
 def build_loggers(cfg: DictConfig, folder: RunFolder) -> list[Logger]:
     """The loggers of the config, next to the run folder's own files; none of them is connected yet."""
-    given = {"save_dir": str(folder.path), "group": sweep_name()}
+    names = run_names(cfg)
+    given = {"save_dir": str(folder.path), "group": sweep_name(), "tags": list(names.values())[:3]}
+    if given["group"] is None:
+        given["name"] = "-".join(names.values())
     return [
         instantiate(config, **{key: given[key] for key in given if key in config and config[key] is None})
         for config in (cfg.logger or {}).values()
         if config
     ]
+
+
+def run_names(cfg: DictConfig) -> dict[str, str]:
+    """What a run is called by, in order: model, data, method, the method's knob with its value, and the seed."""
+    model = cfg.model.get("model_name") or cfg.model["_target_"].rpartition(".")[2]
+    data = cfg.data["_target_"].rpartition(".")[2].removesuffix("DataModule").lower()
+    quant = cfg.quant or {"method": "float"}
+    names = {"model": str(model), "data": data, "method": str(quant["method"]).replace(" ", "_")}
+    knob = quant.get("knob")
+    value = OmegaConf.select(cfg, knob) if knob else None
+    if value is not None:
+        names["knob"] = f"{knob.rpartition('.')[2]}={format(value, 'g') if isinstance(value, float) else value}"
+    return {**names, "seed": f"seed={cfg.seed}"}
 
 
 def sweep_name() -> str | None:

@@ -20,6 +20,7 @@ from bsq_lightning.cli.building.checks import check_constructors
 from bsq_lightning.cli.building.post_training import begun_from
 from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
 from bsq_lightning.cli.config import CONF_DIR, read_config
+from bsq_lightning.cli.objective import check_objective
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
 from bsq_lightning.cli.sweep.next_steps import command_to_go_on, print_next
 from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
@@ -124,6 +125,8 @@ def launch_points(
             if _is_ptq(point):
                 point = replace(point, cfg=begun_from(point.cfg, point.overrides))
             here = {"accelerator": "auto"} if elsewhere and point.cfg.trainer.accelerator != "cpu" else {}
+            if not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
+                check_objective(point.cfg)
             check_constructors(cast(DictConfig, OmegaConf.merge(point.cfg, {"trainer": here})), seen)
             kept = read_config(point.folder.config) if point.folder.config.exists() else None
             settled = settled_config(point.cfg, kept)
