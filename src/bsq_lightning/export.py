@@ -42,7 +42,7 @@ def export(cfg: DictConfig) -> None:
     if cfg.latency and cfg.export.file != "network.onnx":
         raise ValueError("latency is measured in onnxruntime: ask for it with export=onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
-    card = {"architecture": opened.experiment.architecture(opened.datamodule.num_classes)}
+    card: dict[str, Any] = {"architecture": opened.experiment.architecture(opened.datamodule.num_classes)}
     if cfg.card:
         card["card"] = kept_card(opened.folder, opened.experiment, network).sections
     try:

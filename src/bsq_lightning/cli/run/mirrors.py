@@ -37,7 +37,7 @@ def run_names(cfg: DictConfig) -> dict[str, str]:
     names = {"model": str(model), "data": data, "method": str(quant["method"]).replace(" ", "_")}
     knob = quant.get("knob")
     value = OmegaConf.select(cfg, knob) if knob else None
-    if value is not None:
+    if knob and value is not None:
         names["knob"] = f"{knob.rpartition('.')[2]}={format(value, 'g') if isinstance(value, float) else value}"
     return {**names, "seed": f"seed={cfg.seed}"}
 

@@ -148,6 +148,7 @@ class Train(Group):
     reg: Annotated[Optional, BeforeValidator(_no_penalty)]
     mix: Optional = None
     distill: Optional = None
+    freeze: Optional = None
     stages: Stages
     trainer: Trainer
     callbacks: Parts
@@ -158,6 +159,7 @@ class Train(Group):
     scheme: Path | None = None
     preflight: Literal["run", "only"]
     until: Text | None = None
+    objective: list[Text] | Text = []
     float_stage: Path | None = None
     trust: list[Text] | Text = []
 
