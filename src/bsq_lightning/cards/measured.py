@@ -64,14 +64,14 @@ def layers_of(net: nn.Module, state: QuantizedState) -> dict[str, Any]:
     """Which kinds of layers are quantized, and at how many bits."""
     layers = {name: module for name, module in net.named_modules() if isinstance(module, QUANTIZED_TYPES)}
     names = list(layers)
+    stored = {layer.name: _number(layer.bits / layer.size) for layer in state.scheme().layers}
 
     def kind(chosen: Sequence[str]) -> dict[str, Any]:
-        known = [state.owners.get(name, name) for name in chosen]
-        bits = [state.tensors[name].precision for name in known if name in state.tensors]
+        bits = [stored[name] for name in (state.owners.get(each, each) for each in chosen) if name in stored]
         if not chosen:
             return {"quantized": NOT_APPLICABLE, "bits": NOT_APPLICABLE}
         quantized = "no" if not bits else "yes" if len(bits) == len(chosen) else f"{len(bits)} of {len(chosen)}"
-        return {"quantized": quantized, "bits": sorted({*map(_number, bits)}) if bits else FLOAT_BITS}
+        return {"quantized": quantized, "bits": sorted(set(bits)) if bits else FLOAT_BITS}
 
     norms = sum(isinstance(module, NORMS) for module in net.modules())
     biases = [f"{name}.bias" for name, layer in layers.items() if layer.bias is not None]
