@@ -316,6 +316,7 @@ function drawCurves(run) {
       xaxis: {title: {text: "epoch"}, range: [.5, start + .5]}, yaxis: {title: {text: title}, rangemode: name === "size" ? "tozero" : "normal"}}), CONFIG);
   }
 }
+// Its column is as wide as its neighbour lets it, which comes and goes: the width is asked for at every drawing.
 function drawPath(run) {
   const div = $("#run [data-figure=path]"), adjusted = run.adjustments, c = colours();
   const shown = adjusted && adjusted.x ? adjusted.epoch.map((_, k) => k).filter((k) => adjusted.x.paper.c[k] && adjusted.after[k] !== null) : [];
@@ -328,7 +329,7 @@ function drawPath(run) {
   if (final) traces.push({x: [run.x.paper.c], y: [run.test], mode: "markers", name: "test, final", marker: {symbol: "star", size: 12, color: c.list[2]}, hovertemplate: `test ${fixed(run.test)} %<extra></extra>`});
   const range = [span(traces.flatMap((t) => t.x), .08), span(traces.flatMap((t) => t.y), .12)];
   const annotations = place(shown.map((k, i) => ({x: x[i], y: y[i], label: `${adjusted.epoch[k] + 1}`, colour: c.quiet, small: true})), div.clientWidth - 76, 290, ...range, false, traces);
-  Plotly.react(div, traces, layout({height: 360, hovermode: "closest", annotations, margin: {l: 56, r: 20, t: 30, b: 40}, legend: {orientation: "h", y: -.2, yanchor: "top", x: 0},
+  Plotly.react(div, traces, layout({height: 360, width: div.clientWidth, hovermode: "closest", annotations, margin: {l: 56, r: 20, t: 30, b: 40}, legend: {orientation: "h", y: -.2, yanchor: "top", x: 0},
     xaxis: {title: {text: "times smaller than float, paper's counting"}, ticksuffix: "×", range: range[0]}, yaxis: {title: {text: "accuracy, %"}, range: range[1]}}), CONFIG);
 }
 function bitsOffset(run) {  // epochs before the stage that is adjusted, which follows the float stage
