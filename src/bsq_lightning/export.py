@@ -1,6 +1,7 @@
 """``python -m bsq_lightning.export run=FOLDER export=packed``: a file that ships, with its certificate."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 

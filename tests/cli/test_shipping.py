@@ -55,8 +55,8 @@ def test_a_run_ships_and_loads_in_a_process_that_knows_no_lightning(trained: Pat
 
 def test_the_onnx_graph_is_checked_before_it_counts_as_written(trained: Path) -> None:
     pytest.importorskip("onnxruntime")
-    code, output = run("export", f"run={trained}", "export=onnx", "export.write.fold=true")
-    assert code == 0, output
+    code, output = run("export", f"run={trained}", "export=onnx", "export.write.fold=true", "latency=2")
+    assert code == 0 and "quantized, all optimisations: " in output, output
     code, output = run("verify", str(trained / "export" / "network.onnx"))
     assert code == 0, output
 

@@ -1,10 +1,13 @@
 """The real ResNet-20 on real images: agreement of every format, sizes that shrink with the scheme, the ledger."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bsq_lightning.data.numpy_pickle import read_numpy_pickle
 from bsq_lightning.exporters import (
     certify,
     export_onnx,
@@ -94,9 +97,6 @@ print(*sorted({name.split(".")[0] for name in sys.modules} & {"bsq_lightning", "
 
 
 def test_a_program_runs_in_a_process_without_this_package(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     net, state, x = tiny()
     export_torch(tmp_path / "net.pt2", net, state, x)
     with torch.no_grad():
@@ -105,3 +105,18 @@ def test_a_program_runs_in_a_process_without_this_package(tmp_path: Path) -> Non
     result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not result.stdout.split()
+
+
+def test_the_process_in_the_docs_classifies_a_real_image(resnet: Pair, bsq_data: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    net, state, x = resnet
+    export_packed(tmp_path / "network.safetensors", net, state)
+    content = read_numpy_pickle(bsq_data / "cifar-10-batches-py" / "test_batch")
+    Image.fromarray(content["data"][0].reshape(3, 32, 32).transpose(1, 2, 0)).save(tmp_path / "image.png")
+    page = (Path(__file__).parents[2] / "docs" / "shipping.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", code, "image.png"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        assert int(done.stdout) == int(simulated(net, state)(x[:1]).argmax())
