@@ -9,7 +9,7 @@ from typing import Any
 FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.enable_progress_bar", "logger", "preflight", "until", "float_stage", "objective",
-    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last", "trust",
+    "callbacks.preemption", "callbacks.rank_agreement", "compile", "channels_last", "trust", "oversubscribe",
     "quant.knob_grows", "quant.paper", "quant.deviations",
 )  # fmt: skip
 #: What repeats of one run differ in, beside that: they are averaged in reports.

@@ -73,8 +73,16 @@ class RunFolder:
             FileNotFoundError: the folder is missing or no run folder.
         """
         folder = cls(Path(path).expanduser().resolve())
+        if folder.path.exists() and not folder.path.is_dir():
+            raise FileNotFoundError(f"{folder.path} is not a run folder but a file")
         if not folder.config.is_file():
-            raise FileNotFoundError(f"{folder.path} is not a run folder: it has no config.yaml")
+            begun = any((folder.path / name).exists() for name in (".hydra", "train.log", folder._lock.name))
+            raise FileNotFoundError(
+                f"{folder.path} has no config.yaml: its run was stopped before anything was settled or trained. Give "
+                f"the same command again, with hydra.run.dir={folder.path}"
+                if begun
+                else f"{folder.path} is not a run folder: it has no config.yaml"
+            )
         return folder
 
     @property
@@ -323,13 +331,22 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: the run is not finished.
+            ValueError: it is no summary of a run: it has no test accuracy.
         """
         if not self.is_finished:
             raise FileNotFoundError(
                 f"{self.path} is not finished (no summary.json): continue it with "
                 f"python -m bsq_lightning.train resume={self.path}"
             )
-        return read_json(self.summary_file)
+        summary: Any = read_json(self.summary_file)
+        try:
+            float(summary["accuracy"]["final"]["test/acc"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.summary_file} is no summary of a run, it has no accuracy.final.test/acc: take it away, and "
+                f"python -m bsq_lightning.train resume={self.path} writes it again"
+            ) from error
+        return summary
 
 
 def _before(stage: str, epoch: int, place: Callable[[str], Sequence[Any]]) -> Callable[[str], bool]:
@@ -354,9 +371,21 @@ class SweepFolder:
     path: Path
 
     def points(self) -> dict[str, list[str]]:
-        """Overrides by run folder (relative to the sweep folder), of every point ever asked for here."""
+        """Overrides by run folder (relative to the sweep folder), of every point ever asked for here.
+
+        Raises:
+            ValueError: ``sweep.json`` holds something else.
+        """
         path = self.path / "sweep.json"
-        return read_json(path)["points"] if path.exists() else {}
+        points: Any = read_json(path).get("points") if path.exists() else {}
+        if not isinstance(points, dict) or not all(
+            isinstance(point, list) and all(isinstance(each, str) for each in point) for point in points.values()
+        ):
+            raise ValueError(
+                f"{path} is no list of the points of a sweep, {{points: {{FOLDER: [OVERRIDE, ...]}}}}: take it "
+                "away, and the command of the sweep writes it again"
+            )
+        return points
 
     def add_points(self, points: dict[str, list[str]]) -> None:
         """Adds points to the list; those already there are replaced."""

@@ -28,7 +28,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     if "trust" in cfg:  # resumed: the config is the folder's, which may be somebody else's
         check_targets(OmegaConf.to_container(cfg, resolve=True), folder.config, trusted_packages(cfg.trust))
-    check_settings(cfg)
+    check_settings(cfg, HydraConfig.get().overrides.task)
     stop_politely(run_ranks if starts_ranks(cfg) else run, cfg, folder)
     return objective(cfg.get("objective"), folder.summary()) if folder.is_finished else None
 

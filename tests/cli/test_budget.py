@@ -57,7 +57,7 @@ class Trainings:
         self.finished.append(folder.path.name)
         at = self.shrinks * self.size(float(folder.path.name.rpartition("=")[2]))
         self._leave(folder.path, at)
-        folder.finish({"guesses": self.guesses(at)})
+        folder.finish({"guesses": self.guesses(at), "accuracy": {"final": {"test/acc": 0.5}}})
 
     def best(self, complete: dict[Path, Trial]) -> Path:
         return max(complete, key=lambda path: complete[path].size)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from bsq_lightning.cli.building.checks import check_settings
+from bsq_lightning.cli.building.stage import StageSettings
 from bsq_lightning.cli.config import CONF_DIR
+from bsq_lightning.cli.settings.groups import Stage
+from bsq_lightning.run_folder import RunFolder, SweepFolder
 from tests.cli.commands import run
 
 GROUPS = {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
@@ -152,7 +157,6 @@ WRONG: list[tuple[Sequence[str], Sequence[str]]] = [
         ("", "save_on_train_epoch_end", "false", "False"), ("+", "every_n_train_steps", "7", "7"),
         ("+", "save_weights_only", "true", "True"),
     )],
-    (["logger=tensorboard", "+logger.tensorboard.fodler=x"], ["logger.tensorboard.fodler"]),
 ]  # fmt: skip
 
 
@@ -271,3 +275,83 @@ def test_every_command_asks_the_same(command: str, arguments: list[str], expecte
     assert code == 1 and "Traceback" not in output, output
     for words in expected:
         assert words in output, output
+
+
+#: What Hydra or a folder refuses: command, arguments (DIR is an empty folder), what the message must name.
+COMMANDS: list[tuple[str, Sequence[str], Sequence[str]]] = [
+    *[("train", [f"{group}=null"], [f"{group} must be one of", "not null"]) for group in ("data", "trainer", "stages")],
+    ("train", ["hydra.run.dir=DIR/file"], ["DIR/file", "hydra.run.dir=FOLDER"]),
+    ("train", [f"hydra.run.dir=DIR/{'long' * 100}"], ["cannot be made", "hydra.run.dir=FOLDER"]),
+    ("train", ["hydra.run.dir=/proc/run"], ["/proc/run", "hydra.run.dir=FOLDER"]),
+    ("train", ["reg.alhpa=1"], ["Could not override 'reg.alhpa'"]),
+    ("train", ["resume=DIR/file"], ["DIR/file is not a run folder but a file"]),
+    ("train", ["resume=DIR/begun"], ["DIR/begun has no config.yaml", "same command again", "hydra.run.dir=DIR/begun"]),
+    ("train", ["quant=uniform", "reg=bit_group_lasso"], ["reg=bit_group_lasso would do nothing", "'uniform'"]),
+    ("train", ["trainer=ddp_cpu", "trainer.devices=99"], ["trainer.devices=99", "fits", "oversubscribe=true"]),
+    ("train", ["trainer.accelerator=tpu", "trainer.devices=2"], ["trainer.accelerator=tpu"]),
+    ("train", ["trainer.limit_train_batches=1e-9"], ["trainer.limit_train_batches=1e-09 leaves none"]),
+    ("train", ["data=image_folder", "data.root=DIR/one", "data.val_split=2"], ["1 class"]),
+    *[("evaluate", [f"run={value}"], ["run must be a path"]) for value in ("null", "3", "[a]")],
+    *[("report", [f"runs={value}"], ["runs must be a path or a list of paths"]) for value in ("null", "3", "[]")],
+    ("report", ["runs=DIR", "out=3"], ["out must be a path or null"]),
+    ("evaluate", [], ["run"]),
+    ("export", ["run=DIR", "out=[a]"], ["out must be a path or null"]),
+    ("export", ["run=DIR", "images=2.5"], ["images must be a whole number"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"), COMMANDS, ids=[f"{c} {' '.join(a)}"[:60] for c, a, _ in COMMANDS]
+)
+def test_a_command_ends_with_one_message(
+    command: str, arguments: Sequence[str], expected: Sequence[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    (tmp_path / "begun" / ".hydra").mkdir(parents=True)
+    for part in ("train", "val"):
+        (tmp_path / "one" / part / "class").mkdir(parents=True)
+        for name in "abcdef":
+            Image.new("RGB", (8, 8)).save(tmp_path / "one" / part / "class" / f"{name}.png")
+    arguments = [each.replace("DIR", str(tmp_path)) for each in arguments]
+    if command == "train":
+        where = [] if any(each.startswith(("hydra.run.dir", "resume")) for each in arguments) else ["hydra.run.dir=run"]
+        small = ["experiment=quickstart", "logger=none"] if "resume" not in arguments[0] else []
+        arguments = [*small, *where, *arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [command, *arguments])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"bsq_lightning.{command}").main()
+    printed = "".join(capsys.readouterr())
+    output = printed + str(ended.value.code)
+    assert ended.value.code not in (0, None) and "Traceback" not in printed
+    for words in expected:
+        assert words.replace("DIR", str(tmp_path)) in output, output
+
+
+#: Lists of points and summaries of another shape: what stands in the file.
+SHAPES = [
+    "{}",
+    '{"points": [1]}',
+    '{"points": {"a": "b"}}',
+    '{"points": {"a": [1]}}',
+    "[]",
+    "no json",
+    '{"points": null}',
+]
+
+
+@pytest.mark.parametrize("content", SHAPES)
+def test_lists_of_points_and_summaries_of_another_shape_are_named(content: str, tmp_path: Path) -> None:
+    for name, read in (
+        ("sweep.json", SweepFolder(tmp_path).points), ("summary.json", RunFolder(tmp_path).summary),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=name):
+            read()
+
+
+def test_a_stage_has_the_settings_that_are_read() -> None:
+    read = set(StageSettings.__dataclass_fields__) - {"name", "quantizer"}
+    assert set(Stage.model_fields) == read

@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -122,16 +123,42 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
 
     import_from_here()
     sys.argv[1:] = quote_paths(sys.argv[1:])
+    if empty := [group for group in map(_emptied, sys.argv[1:]) if group]:
+        files = sorted(path.stem for path in (Path(CONF_DIR) / empty[0]).glob("*.yaml"))
+        sys.exit(f"error: {empty[0]} must be one of {', '.join(files)}, or a file of yours (--config-dir), not null")
     # Models and data sets have readers of their own, and torchvision's runs whatever a file of weights asks for.
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     # Where hydra-submitit-launcher is installed, its launcher of this name becomes the schema of ours, which fits.
     warnings.filterwarnings("ignore", message="(?s).*submitit_slurm' is validated against ConfigStore schema")
+    whole = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra would print as a traceback comes here
     try:
         hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except (*USER_ERRORS, HydraException) as error:
+        if whole:
+            raise
+        sys.exit(f"error: {_of_hydra(error)}")
+
+
+def _emptied(argument: str) -> str | None:
+    """The group of files that an argument sets to null, which Hydra ends with a traceback."""
+    key, equals, value = argument.partition("=")
+    return key if equals and value in ("", "null") and (Path(CONF_DIR) / key).is_dir() else None
+
+
+def _of_hydra(error: Exception) -> str:
+    """What is wrong with a command line, or with the folder that Hydra makes for it, in one message."""
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename} cannot be made or written ({error.strerror}): choose another folder with "
+            "hydra.run.dir=FOLDER, or hydra.sweep.dir=FOLDER for a sweep"
+        )
+    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return f"{error}{cause}"
 
 
 @contextmanager

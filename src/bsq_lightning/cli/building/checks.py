@@ -5,6 +5,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from bsq_lightning.cli.building.networks import build_module, build_net, build_network
 from bsq_lightning.cli.building.post_training import methods_of
 from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, planned_stages, stage_settings
-from bsq_lightning.cli.building.trainers import build_callbacks, build_trainer, device_count
+from bsq_lightning.cli.building.trainers import build_callbacks, build_trainer, check_processes, device_count
 from bsq_lightning.cli.config import instantiate
 from bsq_lightning.cli.settings import check_values
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig, asked: Sequence[str] = ()) -> None:
     """Refuses values that no setting may have, and what would train something else than what was asked.
+
+    Args:
+        cfg: a composed config.
+        asked: overrides of the command line: what stands there has to matter.
 
     Raises:
         ValueError: a value of the wrong type or out of range, an unknown key, arithmetic below 32 bits throughout, a
@@ -49,6 +54,13 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.quant and cfg.quant.act_precision is None and not cfg.quant.scheme:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
     planned = planned_stages(cfg)
+    penalty = next((each for each in asked if each.startswith("reg=")), None)
+    if penalty and cfg.reg and not any(stage_settings(cfg, stage).regularized for stage in planned):
+        method = cfg.quant.method if cfg.quant else "float"
+        raise ValueError(
+            f"{penalty} would do nothing: no stage of the method {method!r} that is trained here has a penalty. "
+            "Leave it out, or choose a method that has one (quant=bsq, msq, csq, cpq, fixed_point)"
+        )
     if cfg.until is not None and cfg.until not in planned:
         given = " (the model has float weights)" if cfg.until == FLOAT and has_float_weights(cfg) else ""
         raise ValueError(
@@ -87,17 +99,23 @@ def _check_compiler() -> None:
         )
 
 
-def check_constructors(cfg: DictConfig, seen: dict[str, Any]) -> None:
+def check_constructors(
+    cfg: DictConfig, seen: dict[str, Any], asked: Sequence[str] = (), elsewhere: bool = False
+) -> None:
     """Runs every constructor that a run will run, without data and without a step.
 
     Args:
         cfg: a composed config.
         seen: networks by what they depend on, kept from call to call: the points of a sweep mostly share them.
+        asked: overrides of the command line.
+        elsewhere: whether the run will be on another host, of which nothing is known here.
 
     Raises:
         ValueError, FileNotFoundError: what a constructor refuses.
     """
-    check_settings(cfg)
+    check_settings(cfg, asked)
+    if not elsewhere:
+        check_processes(cfg)
     stages = planned_stages(cfg)
     # Folders of images tell their classes only when they are read.
     classes = getattr(instantiate(cfg.data), "num_classes", 10)

@@ -57,6 +57,14 @@ class Experiment:
     def only_preflight(self) -> bool:
         return self.cfg.preflight == "only"
 
+    def batch_limit(self, part: str) -> int | float | None:
+        """Batches of an epoch at most, or their share, of training (``train``), validation and test."""
+        return self.cfg.trainer.get(f"limit_{part}_batches")
+
+    def check_memory(self, bytes_each: int) -> None:
+        """Refuses more processes of so many bytes than this host has memory for."""
+        trainers.check_memory(self.cfg, bytes_each)
+
     @property
     def compile(self) -> bool:
         return bool(self.cfg.get("compile"))

@@ -7,12 +7,15 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
 from bsq_lightning.callbacks import BatchStatistics, PrecisionAllocation, RangeCalibration, RunBar, RunRecorder
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO
+from bsq_lightning.cli.building.machine import available_cores, available_memory
 from bsq_lightning.cli.building.stage import planned_stages, stage_settings
 from bsq_lightning.cli.config import instantiate
 
@@ -69,15 +72,65 @@ def calibration_of(cfg: DictConfig) -> RangeCalibration:
 
 def device_count(cfg: DictConfig) -> int:
     """Processes of the run: devices on all hosts, ``auto`` and -1 counted."""
-    devices, hosts = cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)
-    if str(devices) == "1" and hosts == 1:
+    hosts = cfg.trainer.get("num_nodes", 1)
+    if str(cfg.trainer.get("devices", 1)) == "1" and hosts == 1:
         return 1
-    counted = L.Trainer(
-        accelerator=cfg.trainer.accelerator, devices=devices, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-        plugins=[LightningEnvironment()],  # what torchrun or SLURM have started is checked later
-    )  # fmt: skip
-    return counted.num_devices * hosts
+    return _counted(cfg).num_devices * hosts
+
+
+def _counted(cfg: DictConfig) -> L.Trainer:
+    """A Trainer that knows the devices of this host.
+
+    Raises:
+        ValueError: Lightning cannot have them.
+    """
+    try:
+        return L.Trainer(
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.get("devices", 1), logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            plugins=[LightningEnvironment()],  # what torchrun or SLURM have started is checked later
+        )  # fmt: skip
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"trainer.accelerator={cfg.trainer.accelerator} trainer.devices={cfg.trainer.devices}: {error}"
+        ) from error
+
+
+def check_processes(cfg: DictConfig) -> None:
+    """Refuses more processes on the CPUs of this host than it has cores; two always go, for a look at what DDP does.
+
+    Raises:
+        ValueError: there are more, and ``oversubscribe`` does not allow it.
+    """
+    if device_count(cfg) == 1 or cfg.get("oversubscribe"):
+        return
+    counted, cores = _counted(cfg), available_cores()
+    if isinstance(counted.accelerator, CPUAccelerator) and counted.num_devices > max(2, cores):
+        raise ValueError(
+            f"trainer.devices={counted.num_devices} would start so many on {cores} cores, each with a network "
+            f"and images of its own: trainer.devices={max(2, cores)} fits. oversubscribe=true starts them all the same"
+        )
+
+
+def check_memory(cfg: DictConfig, bytes_each: int) -> None:
+    """Refuses processes on the CPUs of this host that its memory does not hold.
+
+    Args:
+        cfg: the config.
+        bytes_each: what a process holds at most, beside what all of them share.
+
+    Raises:
+        ValueError: together they need more than there is, and ``oversubscribe`` does not allow it.
+    """
+    if device_count(cfg) == 1 or cfg.get("oversubscribe"):
+        return
+    counted, memory = _counted(cfg), available_memory()
+    if isinstance(counted.accelerator, CPUAccelerator) and counted.num_devices * bytes_each > memory:
+        raise ValueError(
+            f"{counted.num_devices} processes of {bytes_each / 1e9:.1f} GB each need more than the {memory / 1e9:.1f} "
+            f"GB of this machine: trainer.devices={memory // bytes_each} fits, or a smaller data.batch_size. "
+            "oversubscribe=true goes on all the same"
+        )
 
 
 def ddp() -> DDPStrategy:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from bsq_lightning.callbacks import OscillationFreezing, PrecisionAllocation
 from bsq_lightning.checkpoint_io import load_checkpoint, load_state
 from bsq_lightning.cli.building.experiment import Experiment
+from bsq_lightning.cli.building.machine import own_memory
 from bsq_lightning.cli.run.stage_memory import stage_memory
 from bsq_lightning.cli.terminal import span
 from bsq_lightning.data import ImageDataModule
@@ -35,6 +36,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
     for stage in stages:
         experiment.trainer(max_epochs=1, callbacks=callbacks[stage], logger=False)
     datamodule = experiment.datamodule()
+    _check_images(experiment, datamodule)
     done = load_checkpoint(folder.last) if folder.last.exists() else None
     rows: list[tuple[str, str]] = [(key, str(value)) for key, value in datamodule.describe().items()]
     steps_per_epoch = -(-datamodule.train_size // (datamodule.batch_size * world_size()))
@@ -71,6 +73,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                     experiment.arithmetic["train"],
                     several_devices=experiment.has_buckets,
                 )
+            experiment.check_memory(own_memory() + held.total)
             steps = steps_per_epoch * epochs
             total += trial.seconds * steps
             each = f"{1000 * trial.seconds:.0f} ms each, about {span(trial.seconds * steps)}"
@@ -96,6 +99,20 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
     # Without a terminal rich assumes 80 columns and folds the folder's name in the middle.
     Console(width=None if Console().is_terminal else 120).print(table)
     return datamodule
+
+
+def _check_images(experiment: Experiment, datamodule: ImageDataModule) -> None:
+    if datamodule.num_classes < 2:
+        raise ValueError(f"the data has {datamodule.num_classes} class: there is nothing to tell apart (data.root)")
+    batches = {"train": datamodule.train_size, "val": datamodule.val_size, "test": datamodule.test_size}
+    for part, images in batches.items():
+        each = datamodule.batch_size if part == "train" else datamodule.eval_batch_size
+        limit, number = experiment.batch_limit(part), -(-images // (each * world_size()))
+        if isinstance(limit, float) and int(limit * number) < 1:
+            raise ValueError(
+                f"trainer.limit_{part}_batches={limit} leaves none of the {number} batches: give a number of batches, "
+                f"or a fraction from {1 / number:.2g} on"
+            )
 
 
 class Trial(NamedTuple):

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bsq_lightning.callbacks import Preempted
 from bsq_lightning.cli.building.checks import check_settings
-from bsq_lightning.cli.building.trainers import device_count
+from bsq_lightning.cli.building.machine import available_cores
+from bsq_lightning.cli.building.trainers import check_processes, device_count
 from bsq_lightning.cli.config import USER_ERRORS, quiet_lightning
 from bsq_lightning.cli.run.joining import started_ranks
 from bsq_lightning.cli.run.one_run import run
@@ -44,7 +45,7 @@ def starts_ranks(cfg: DictConfig) -> bool:
     """Whether this process has to start the ranks: there are several, and torchrun or SLURM have not done it.
 
     Raises:
-        ValueError: they have started another number than the config asks for.
+        ValueError: they have started another number than the config asks for, or this host has too few cores.
     """
     wanted, started = device_count(cfg), started_ranks()
     if started not in (1, wanted):
@@ -52,6 +53,8 @@ def starts_ranks(cfg: DictConfig) -> bool:
             f"{started} processes were started (by torchrun or srun), but trainer.devices x trainer.num_nodes is "
             f"{wanted}: they must agree"
         )
+    if started < wanted:
+        check_processes(cfg)
     return started < wanted
 
 
@@ -71,7 +74,7 @@ def run_ranks(cfg: DictConfig, folder: RunFolder) -> None:
     devices = device_count(cfg) // hosts
     # It reports in boxes of stars what is said in one line below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     log.info("starting %d processes%s", devices, f" on this host, {devices * hosts} in all" if hosts > 1 else "")
     with tempfile.TemporaryDirectory() as temporary:
@@ -139,10 +142,6 @@ def _explain(failures: dict[int, Any], ranks: int, folder: RunFolder) -> None:
         message = f"rank {rank} of {ranks} failed: {error['message']}"
     goes_on = f". The run can go on with resume={folder.path}" if folder.last.exists() else ""
     raise RankFailedError(message + goes_on)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stop_politely(task: Callable[[DictConfig, RunFolder], None], cfg: DictConfig, folder: RunFolder) -> None:

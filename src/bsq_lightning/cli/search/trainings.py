@@ -53,7 +53,7 @@ class SearchRuns:
         self.stage, self.knob = stage, str(knob)
         self.first_value = float(OmegaConf.select(cfg, self.knob))
         self.grows = bool(cfg.quant.get("knob_grows"))
-        check_constructors(self.cfg, {})
+        check_constructors(self.cfg, {}, hydra.overrides.task)
         self.shares_float = stages[0] == FLOAT and not cfg.float_stage
         self.slots = slots_of(hydra.launcher.get("slots"), hydra.launcher.get("threads"), cfg.trainer.devices)
         own = ("target.", "search.", f"{self.knob}=", "hydra.")

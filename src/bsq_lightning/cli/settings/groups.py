@@ -161,6 +161,7 @@ class Train(Group):
     until: Text | None = None
     objective: list[Text] | Text = []
     float_stage: Path | None = None
+    oversubscribe: Bool = False
     trust: list[Text] | Text = []
 
 

@@ -127,7 +127,8 @@ def launch_points(
             here = {"accelerator": "auto"} if elsewhere and point.cfg.trainer.accelerator != "cpu" else {}
             if not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
                 check_objective(point.cfg)
-            check_constructors(cast(DictConfig, OmegaConf.merge(point.cfg, {"trainer": here})), seen)
+            tried = cast(DictConfig, OmegaConf.merge(point.cfg, {"trainer": here}))
+            check_constructors(tried, seen, point.overrides, elsewhere)
             kept = read_config(point.folder.config) if point.folder.config.exists() else None
             settled = settled_config(point.cfg, kept)
             if kept is not None:
