@@ -14,7 +14,7 @@ from benchmarks.records import table, write_record
 ROWS = (
     "step_resnet20", "step_resnet50", "update_resnet50", "state", "host_syncs", "adjustment", "kernels", "compile",
     "bf16", "input_cifar10", "epoch", "first_step", "growth", "unpacking", "latency",
-    "post_training",
+    "post_training", "methods",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,7 +16,7 @@ FREE = (
 REPEATED = ("seed", "data.seed", "trainer.log_every_n_steps")
 #: What the float stage does not depend on, beside stages behind it: runs that agree in all else can share one.
 AFTER_FLOAT = (
-    "quant", "reg", "mix", "distill", "freeze", "scheme", "model.shortcuts", "model.float_activations",
+    "quant", "reg", "mix", "distill", "freeze", "average", "scheme", "model.shortcuts", "model.float_activations",
     "callbacks.precision_adjustment", "callbacks.range_calibration",
 )  # fmt: skip
 #: Keys of a bit-plane method that other methods' configs had in earlier versions, without meaning.

@@ -11,10 +11,13 @@ def slices(cfg: DictConfig) -> None:
     with heavy_imports():
         from bsq_lightning.cli.run.opening import open_run
         from bsq_lightning.cli.run.slice_tables import print_slices, saturating_accuracies, slice_rows, write_slices
+        from bsq_lightning.cli.settings import check_values
+        from bsq_lightning.cli.settings.groups import Slices
         from bsq_lightning.hardware import Crossbars
         from bsq_lightning.quantized_tensor import load_state
         from bsq_lightning.run_folder import RunFolder
 
+    check_values(cfg, Slices)
     machine = Crossbars(cfg.rows, cfg.slice_bits)
     folder = RunFolder.existing(cfg.run)
     state = load_state(folder.quantized_file)

@@ -23,7 +23,14 @@ METHODS: dict[str, tuple[list[str], list[str]]] = {
     "cpq": (["reg=dropbits_l0", "reg.alpha=30", "stages.bits.epochs=3"], ["drop", "fixed"]),
     "fixed_point": (["reg=bitslice_l1", "reg.alpha=1", "stages.bits.epochs=2"], ["l1", "slices"]),
     "lsq": (
-        ["reg=none", "quant.precision=1", "freeze=oscillating", "freeze.momentum=0.2", "freeze.start=0.3"],
+        [
+            "reg=none",
+            "quant.precision=1",
+            "freeze=oscillating",
+            "freeze.momentum=0.2",
+            "freeze.start=0.3",
+            "average=ema",
+        ],
         ["finetune"],
     ),
     "water_filling": (

@@ -2,6 +2,7 @@
 
 from bsq_lightning.callbacks.batch_statistics import BatchStatistics
 from bsq_lightning.callbacks.epoch_line import EpochLine
+from bsq_lightning.callbacks.float_average import FloatAverage
 from bsq_lightning.callbacks.oscillation_freezing import OscillationFreezing
 from bsq_lightning.callbacks.precision_adjustment import PrecisionAdjustment
 from bsq_lightning.callbacks.precision_allocation import PrecisionAllocation
@@ -15,6 +16,7 @@ from bsq_lightning.callbacks.skipped_images import SkippedImages
 __all__ = [
     "BatchStatistics",
     "EpochLine",
+    "FloatAverage",
     "OscillationFreezing",
     "PrecisionAdjustment",
     "PrecisionAllocation",

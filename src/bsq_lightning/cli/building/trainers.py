@@ -33,10 +33,10 @@ def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callbac
     callbacks: list[L.Callback] = []
     if settings.allocator:
         callbacks.append(PrecisionAllocation(instantiate(settings.allocator), str(folder)))
+    if cfg.quant and stage == list(cfg.quant.stages)[-1]:
+        callbacks += [instantiate(cfg[cure]) for cure in ("freeze", "average") if cfg.get(cure)]
     if settings.batch_norm_batches:
         callbacks.append(BatchStatistics(settings.batch_norm_batches))  # before whatever measures
-    if cfg.get("freeze") and cfg.quant and stage == list(cfg.quant.stages)[-1]:
-        callbacks.append(instantiate(cfg.freeze))
     for config in cfg.callbacks.values():
         if not config:
             continue

@@ -112,13 +112,8 @@ def saturating_accuracies(
         images: test images; None for all.
 
     Raises:
-        ValueError: the checkpoint is of other weights than the file (the run was stopped within a stage), a width
-            that is none, or no images.
+        ValueError: the checkpoint is of other weights than the file (the run was stopped within a stage).
     """
-    if images is not None and images < 1:
-        raise ValueError(f"images is a positive number of test images, null or 0, not {images}")
-    if wrong := [n for n in widths if type(n) is not int or n < 0]:
-        raise ValueError(f"adc_bits are whole numbers of bits, not {wrong[0]!r}")
     network = opened.module.network
     for name, parameter, _ in network.quantizers():
         if name not in state.tensors or not torch.equal(state.tensors[name].dequantize().to(parameter), parameter):

@@ -149,6 +149,7 @@ class Train(Group):
     mix: Optional = None
     distill: Optional = None
     freeze: Optional = None
+    average: Optional = None
     stages: Stages
     trainer: Trainer
     callbacks: Parts
@@ -207,6 +208,17 @@ class ThisMachine(Group):
 
 class Evaluate(Group):
     run: Path
+    data: Where
+    trainer: ThisMachine
+    trust: list[Text] | Text
+
+
+class Slices(Group):
+    run: Path
+    rows: PositiveWhole
+    slice_bits: PositiveWhole
+    adc_bits: list[NotNegativeWhole]
+    images: NotNegativeWhole | None
     data: Where
     trainer: ThisMachine
     trust: list[Text] | Text
