@@ -121,6 +121,32 @@ def test_a_small_file_takes_no_gigabytes(kind: str, reader: str, tmp_path: Path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18, "kilobytes: a quarter of a gigabyte"
 
 
+def resident(path: Path) -> int | None:
+    """Kilobytes of a file that are in this process's memory; None where it is not mapped at all."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    found = [next(each for each in lines if each.startswith("Rss:")) for line in lines if line.endswith(str(path))]
+    return sum(int(line.split()[1]) for line in found) if found else None
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
+@pytest.mark.parametrize("where", ["network", "beside"])
+def test_sizes_are_compared_before_a_number_is_read(where: str, tmp_path: Path) -> None:
+    path, large = tmp_path / "last.ckpt", torch.zeros(2**23)  # 32 MB
+    net = torch.nn.Linear(2, 2)
+    content = {"state_dict": net.state_dict(), "stage": "float", "epoch": 0}
+    if where == "network":
+        content["state_dict"] = content["state_dict"] | {"bias": large}
+    torch.save(content | ({"optimizer_states": [large]} if where == "beside" else {}), path)
+    checkpoint = load_checkpoint(path)
+    with pytest.raises(ValueError, match="last.ckpt .*(size mismatch|more than any optimizer keeps)"):
+        load_state(net, checkpoint, path)  # type: ignore[arg-type]
+    kilobytes = resident(path)
+    assert kilobytes is not None and kilobytes < 2**13, "of 32 MB"
+    if where == "network":
+        with pytest.raises(ValueError, match="do not fit Linear: 1 of another shape"):
+            load_float_weights(net, path)
+
+
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
 def test_what_torch_saves_is_read(new_format: bool, tmp_path: Path) -> None:
     path, shared = tmp_path / "file.pt", torch.arange(12.0)

@@ -10,14 +10,21 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from bsq_lightning.files import copy_whole, write_whole
-from bsq_lightning.plain_tensors import load_plain
+from bsq_lightning.ops.tensor_bytes import tensor_bytes
+from bsq_lightning.plain_tensors import load_plain, tensors_in
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
+#: What may stand beside a network of one byte: momentum and the like. And bytes of loops, callbacks, random numbers.
+_OF_OPTIMIZERS, _OF_LOOPS = 4, 2**24
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, mapped: bool = True) -> dict[str, Any]:
     """Reads a checkpoint of ours, to the CPU, with ``weights_only``.
+
+    Args:
+        path: the file.
+        mapped: leaves its numbers in the file until they are used: ``load_state`` compares sizes before it reads them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -27,7 +34,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        content = load_plain(path)
+        content = load_plain(path, mapped)
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without a word
         first_line = str(error).partition("\n")[0]
         raise ValueError(
@@ -50,7 +57,8 @@ def load_state(module: L.LightningModule, checkpoint: dict[str, Any], path: Path
     """Loads a checkpoint into a module.
 
     Raises:
-        ValueError: it is from another architecture; lists the first keys that differ. Or no run has written it.
+        ValueError: it is from another architecture; lists the first keys that differ. Or no run has written it, or it
+            holds more beside the network than an optimizer keeps.
     """
     try:
         module.load_state_dict(checkpoint["state_dict"])
@@ -59,6 +67,13 @@ def load_state(module: L.LightningModule, checkpoint: dict[str, Any], path: Path
         raise ValueError(f"{path} is from another architecture than the config: {lines[:400]}") from error
     except ValueError as error:
         raise ValueError(f"{path} was not written by a run and is not used: {error}") from error
+    network = tensor_bytes(tensors_in(checkpoint["state_dict"]))  # what it needs, as it fits by now
+    beside = tensor_bytes(tensors_in({key: value for key, value in checkpoint.items() if key != "state_dict"}))
+    if beside > _OF_OPTIMIZERS * network + _OF_LOOPS:
+        raise ValueError(
+            f"{path} was not written by a run and is not used: beside a network of {network:,} bytes it holds "
+            f"{beside:,}, more than any optimizer keeps"
+        )
 
 
 def mend_last(last: Path) -> None:
@@ -98,4 +113,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_whole(path, buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_checkpoint(path)
+        return load_checkpoint(path, mapped=False)  # the optimizer keeps these, and the file will be replaced

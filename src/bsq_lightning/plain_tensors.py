@@ -29,8 +29,13 @@ _PLAIN = {
 """What plain tensors and containers are made of. Sparse, quantized, nested and meta tensors are not among them."""
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, mapped: bool = False) -> Any:
     """The content of a file of ``torch.save``, on the CPU; nothing in it is executed.
+
+    Args:
+        path: the file.
+        mapped: leaves the numbers in the file until they are used: shapes can be compared with what is needed before a
+            byte of them is read. The file must stay as it is while the tensors live (replaced, not written over).
 
     Raises:
         ValueError: it asks for more memory than it has bytes, or for something else than dense tensors and plain
@@ -39,13 +44,13 @@ def load_plain(path: Path) -> Any:
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if file.read(4) == _ZIP:
+        if is_zip := file.read(4) == _ZIP:
             _check_archive(file, size)
         else:
             file.seek(0)
             _check_legacy(file)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for tensor in _tensors(content):
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    for tensor in tensors_in(content):
         _check_tensor(tensor, size)
     return content
 
@@ -114,7 +119,7 @@ def _is_storage_or_dtype(name: str) -> bool:
     return name.startswith("torch.") and isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype)
 
 
-def _tensors(content: Any) -> Iterator[Tensor]:
+def tensors_in(content: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers, each container once, however often it is named."""
     waiting, seen = [content], set()
     while waiting:

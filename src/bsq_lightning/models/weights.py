@@ -48,7 +48,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = load_plain(path)
+            content = load_plain(path, mapped=True)  # read only where it fits
     except Exception as error:  # damaged bytes make torch fail in many ways, and all mean the same to the reader
         reason = (str(error).splitlines() or [""])[0][:300]
         raise ValueError(
