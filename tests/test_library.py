@@ -1,5 +1,6 @@
 """The door for notebooks: it works without Hydra and Lightning, and costs nothing until it is used."""
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import bsq_lightning
+from bsq_lightning.models import ResNetCifar
 from bsq_lightning.quantizers import LatentQuantizer
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,24 @@ def test_the_example_trains_and_removes_bits() -> None:
     assert accuracy > float(floats.split()[1]) - 0.05
     bits = [int(part) for part in last.partition("{")[2].rstrip("}").replace(",", "").split() if part.isdigit()]
     assert min(bits) < 8, "nothing was trimmed, so the example shows nothing"
+
+
+def test_the_example_with_lightning_trains_and_removes_bits(tmp_path: Path) -> None:
+    lines = (ROOT / "examples" / "lightning_loop.py").read_text().splitlines()
+    assert sum(bool(line) and not line.startswith(("import", "from", '"""')) for line in lines) <= 16
+    code = "\n".join([*lines, "import sys", "assert not {'hydra', 'omegaconf'} & set(sys.modules)"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy = float(re.findall(r"'test/acc': ([\d.]+)", done.stdout)[0])
+    bits = [int(n) for n in re.findall(r"'[\w.]+': (\d+)[,}]", done.stdout.rpartition("{")[2])]
+    assert accuracy > 0.2 and min(bits) < 8, done.stdout
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "without the clips" in checkpoint["note"]
+    plain = ResNetCifar(depth=8)
+    own = {
+        k.removeprefix("network.net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.net.")
+    }
+    plain.load_state_dict(own)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

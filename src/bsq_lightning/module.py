@@ -54,6 +54,13 @@ class NonFiniteLossError(ValueError):
     """The loss became NaN or infinite."""
 
 
+#: In every checkpoint of a network with quantized activations, for who opens it without this package.
+ACTIVATIONS_APART = (
+    "The weights under network.net. load into the plain class, but without the clips and quantizers of activations, "
+    "which stand under network.activation_quantizers. and with which the network was trained: its accuracy can be lost."
+)
+
+
 class QuantModule(L.LightningModule):
     """Trains a quantized (or float) network on a classification task.
 
@@ -283,3 +290,5 @@ class QuantModule(L.LightningModule):
         self.check_finite()
         self.network.check_weights()
         checkpoint["stage"] = self.stage
+        if self.network.activation_quantizers:
+            checkpoint["note"] = ACTIVATIONS_APART

@@ -21,11 +21,12 @@ QUANTIZED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 class QuantizedNetwork(nn.Module):
     """Pairs every quantized parameter of ``net`` with its quantizer; ``net`` itself stays an ordinary float network.
 
-    The quantized parameters of ``net`` hold ``codes * step``, so forward, backward, autocast and DDP are those
-    of a float network, and the part of the state dict under ``net.`` loads into the plain architecture. (A method that
-    trains with other weights than it will ship has them there between ``write_training_weights_`` and
-    ``write_weights_``; never in a state dict.) Activation
-    quantizers are hooked in, with their state kept here: behind every ``nn.ReLU`` where the network has one module
+    The quantized parameters of ``net`` hold ``codes * step``, so forward, backward, autocast and DDP are those of a
+    float network, and the part of the state dict under ``net.`` loads into the plain architecture: as the network
+    with quantized weights and float activations, without the clips that quantized ones were trained with, which can
+    cost all of its accuracy. (A method that trains with other weights than it will ship has them there between
+    ``write_training_weights_`` and ``write_weights_``; never in a state dict.) Activation quantizers are hooked in,
+    with their state kept here: behind every ``nn.ReLU`` where the network has one module
     for each use (it then says ``relu_per_use = True``), else at the input of every quantized layer but the first.
 
     Args:

@@ -43,7 +43,9 @@ class ProcessLauncher(Launcher):
         loader: Any = self.context.config_loader
         try:
             train = self.trainer()
-            points = launch_points(self.config, loader, job_overrides, initial_job_idx, train, self.elsewhere)
+            points = launch_points(
+                self.config, loader, job_overrides, initial_job_idx, train, self.elsewhere, self.announce
+            )
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"error: {error}") from None
         failed = 1 if any(status == 1 for _, status in points) else max((status for _, status in points), default=0)
@@ -56,6 +58,9 @@ class ProcessLauncher(Launcher):
             result.return_value = SystemExit(failed) if status else value
             returns.append(result)
         return returns
+
+    def announce(self, points: list[Any]) -> None:
+        """Shows what would be asked for elsewhere, after ``preflight=only``."""
 
     def trainer(self) -> Callable[[Any], None]:
         """What carries out the plan of the points."""

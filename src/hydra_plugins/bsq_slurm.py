@@ -21,6 +21,13 @@ class SlurmLauncher(ProcessLauncher):
     def __init__(self, **asked: Any) -> None:
         super().__init__()
 
+    def announce(self, points: list[Any]) -> None:
+        """Prints the files that submitit would send."""
+        from bsq_lightning.cli.sweep.slurm import submission_files
+
+        for text in submission_files(points):
+            print(f"\nwhat sbatch would get:\n{text.rstrip()}")
+
     def trainer(self) -> Callable[[Any], None]:
         """What carries out the plan of the points."""
         try:

@@ -52,7 +52,8 @@ def test_optuna_searches_for_both(tmp_path: Path) -> None:
     asked = [
         "-m", *tiny, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.direction=[maximize,minimize]", "hydra.sweeper.sampler.seed=1",
-        "+hydra.sweeper.params.reg\\.alpha=interval(1,30)", f"hydra.sweep.dir={tmp_path}",
+        "reg.alpha=interval(1,30)", f"hydra.sweep.dir={tmp_path}",
+        "hydra.sweep.subdir=trial-${hydra.job.num}",
     ]  # fmt: skip
     code, output = run("train", *asked)
     assert code == 0, output

@@ -94,6 +94,7 @@ def launch_points(
     first: int,
     train: Callable[[Plan], None],
     elsewhere: bool = False,
+    announce: Callable[[list[Point]], None] = lambda points: None,
 ) -> list[tuple[Point, int]]:
     """Trains the points of a multirun that are not done yet; returns all of them, each with an exit status: 0 where it
     is done, 75 where another process trains it, else 1.
@@ -110,6 +111,7 @@ def launch_points(
         first: number of the first point.
         train: what carries out the plan, here or on a cluster.
         elsewhere: whether it trains on other hosts: a login node lacks the accelerator of the others.
+        announce: shows what would be asked for there, after ``preflight=only``.
 
     Raises:
         ValueError: a point cannot be composed or built, or its folder holds another run; nothing was trained.
@@ -139,7 +141,9 @@ def launch_points(
     arguments = hydra_arguments(config.hydra)
     if any(point.cfg.preflight == "only" for point in points):
         try:
-            return check_only(points, arguments, partial(train_here, slots=Slots()) if elsewhere else train)
+            checked = check_only(points, arguments, partial(train_here, slots=Slots()) if elsewhere else train)
+            announce(points)
+            return checked
         finally:
             _forget(sweep)
     sweep.add_points({str(p.folder.path.relative_to(sweep.path)): p.overrides for p in points})

@@ -96,6 +96,19 @@ def train_on_cluster(plan: Plan) -> None:
         raise SystemExit(130) from None
 
 
+def submission_files(points: Sequence[Point]) -> list[str]:
+    """The files that submitit would send for these points, one for each array of jobs; nothing is sent."""
+    arrays: dict[str, list[Path]] = {}
+    for point in points:
+        arrays.setdefault(json.dumps(resources(point), sort_keys=True), []).append(point.folder.path)
+    texts = []
+    for asked, paths in arrays.items():
+        executor = _executor(json.loads(asked))._executor
+        executor.parameters["map_count"] = len(paths)  # submitit's own, without which it is not an array
+        texts.append(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))  # pyright: ignore
+    return texts
+
+
 def jobs_of(sweep: SweepFolder) -> dict[Path, str]:
     """The newest job of each run folder that ever had one."""
     path = sweep.path / "jobs.json"
@@ -137,12 +150,16 @@ def resources(point: Point) -> dict[str, Any]:
     return asked
 
 
-def _submit(asked: dict[str, Any], commands: list[Command]) -> list[str]:
+def _executor(asked: dict[str, Any]) -> AutoExecutor:
     folder, requeues = asked.pop("submitit_folder"), asked.pop("max_num_timeout")
+    executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=requeues)
+    executor.update_parameters(**{f"slurm_{key}": value for key, value in asked.items()})
+    return executor
+
+
+def _submit(asked: dict[str, Any], commands: list[Command]) -> list[str]:
     try:
-        executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=requeues)
-        executor.update_parameters(**{f"slurm_{key}": value for key, value in asked.items()})
-        jobs = [job.job_id for job in executor.submit_array(commands)]
+        jobs = [job.job_id for job in _executor(asked).submit_array(commands)]
     except (FailedJobError, FailedSubmissionError, NameError) as error:
         raise ValueError(f"SLURM refuses the job, see hydra.launcher: {error}") from None
     log.info("%d jobs submitted: %s", len(jobs), " ".join(jobs))
