@@ -35,8 +35,9 @@ def test_the_example_trains_and_removes_bits() -> None:
 def test_the_example_with_lightning_trains_and_removes_bits(tmp_path: Path) -> None:
     lines = (ROOT / "examples" / "lightning_loop.py").read_text().splitlines()
     assert sum(bool(line) and not line.startswith(("import", "from", '"""')) for line in lines) <= 16
-    code = "\n".join([*lines, "import sys", "assert not {'hydra', 'omegaconf'} & set(sys.modules)"])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     accuracy = float(re.findall(r"'test/acc': ([\d.]+)", done.stdout)[0])
     bits = [int(n) for n in re.findall(r"'[\w.]+': (\d+)[,}]", done.stdout.rpartition("{")[2])]

@@ -45,3 +45,20 @@ def test_without_slurm_it_says_so(tmp_path: Path) -> None:
     command = ["-m", *TINY, "seed=1,2", "hydra/launcher=submitit_slurm", f"hydra.sweep.dir={tmp_path}"]
     code, output = run("train", *command, PATH=str(tmp_path))
     assert code == 1 and "no SLURM here" in output and "login node" in output and "Traceback" not in output
+
+
+def test_what_sbatch_would_get_is_shown_and_nothing_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bsq_lightning.cli.sweep.slurm import submission_files
+
+    points = [point("hydra.launcher.partition=gpu", f"seed={seed}") for seed in (1, 2)] + [point("trainer.devices=4")]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="login node"):
+        submission_files(points)
+    for name, code in {"srun": "exit 0", "sbatch": f"touch {tmp_path}/sent"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    array, alone = submission_files(points)
+    assert "#SBATCH --partition=gpu\n" in array and "#SBATCH --array=0-1%2\n" in array
+    assert "#SBATCH --signal=USR2@120\n" in array and "srun" in array
+    assert "#SBATCH --ntasks-per-node=4\n" in alone and "--partition" not in alone
+    assert not (tmp_path / "sent").exists()

@@ -97,13 +97,20 @@ def train_on_cluster(plan: Plan) -> None:
 
 
 def submission_files(points: Sequence[Point]) -> list[str]:
-    """The files that submitit would send for these points, one for each array of jobs; nothing is sent."""
+    """The files that submitit would send for these points, one for each array of jobs; nothing is sent.
+
+    Raises:
+        ValueError: submitit finds no SLURM here.
+    """
     arrays: dict[str, list[Path]] = {}
     for point in points:
         arrays.setdefault(json.dumps(resources(point), sort_keys=True), []).append(point.folder.path)
     texts = []
     for asked, paths in arrays.items():
-        executor = _executor(json.loads(asked))._executor
+        try:
+            executor = _executor(json.loads(asked))._executor
+        except RuntimeError as error:
+            raise ValueError(f"the points are fine; what sbatch would get is shown on a login node: {error}") from None
         executor.parameters["map_count"] = len(paths)  # submitit's own, without which it is not an array
         texts.append(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))  # pyright: ignore
     return texts
