@@ -11,7 +11,7 @@ from bsq_lightning.card import main
 from bsq_lightning.cards import Card
 from tests.cli.commands import TINY, run
 
-UNIFORM = [*(o for o in TINY if "reg.alpha" not in o and "stages.bits" not in o), "quant=uniform", "reg=none"]
+UNIFORM = [*(o for o in TINY if "reg.alpha" not in o and "stages.bits" not in o), "quant=uniform"]
 
 
 @pytest.fixture(scope="module")
