@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import bsq_lightning
-from bsq_lightning.models import ResNetCifar
 from bsq_lightning.quantizers import LatentQuantizer
 
 ROOT = Path(__file__).parents[1]
@@ -41,10 +40,11 @@ def test_the_example_with_lightning_trains_and_removes_bits(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     accuracy = float(re.findall(r"'test/acc': ([\d.]+)", done.stdout)[0])
     bits = [int(n) for n in re.findall(r"'[\w.]+': (\d+)[,}]", done.stdout.rpartition("{")[2])]
-    assert accuracy > 0.2 and min(bits) < 8, done.stdout
+    assert accuracy > 0.8 and min(bits) < 8, done.stdout
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert "without the clips" in checkpoint["note"]
-    plain = ResNetCifar(depth=8)
+    convs = [nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()]
+    plain = nn.Sequential(*convs, nn.Flatten(), nn.Linear(288, 10))
     own = {
         k.removeprefix("network.net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.net.")
     }
