@@ -35,7 +35,7 @@ def cutting_layers(net: nn.Module, empty: Sequence[str], image_size: int) -> lis
     layers = [name for name in empty if not name.endswith(".bias")]
     if not layers:
         return []
-    probe = copy.deepcopy(net).double().eval()
+    probe = copy.deepcopy(net).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in probe.named_parameters():
@@ -49,8 +49,8 @@ def _positive(name: str, parameter: Tensor, generator: torch.Generator) -> Tenso
     if parameter.ndim < 2:
         return torch.full_like(parameter, 0.0 if name.endswith("bias") else 1.0)
     # Means of what is read, so that values stay small enough for ReLU6 and its like.
-    weights = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 0.5
-    return (weights / parameter[0].numel()).to(parameter.device)
+    weights = torch.rand(parameter.shape, generator=generator) + 0.5
+    return (weights / parameter[0].numel()).to(parameter)
 
 
 def _emptied(net: nn.Module, layers: Sequence[str]) -> nn.Module:
@@ -63,9 +63,9 @@ def _emptied(net: nn.Module, layers: Sequence[str]) -> nn.Module:
 def _reaches(net: nn.Module, image_size: int) -> bool:
     parameter = next(net.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, image_size, image_size, generator=generator, dtype=torch.float64).to(parameter.device)
+    image = torch.rand(1, 3, image_size, image_size, generator=generator).to(parameter)
     with torch.enable_grad():
         output = net(image.requires_grad_())
-        mixed = output @ torch.rand(output.shape[-1], generator=generator, dtype=torch.float64).to(parameter.device)
+        mixed = output @ torch.rand(output.shape[-1], generator=generator).to(output)
         (gradient,) = torch.autograd.grad(mixed.sum(), image, allow_unused=True)
     return gradient is not None and bool(gradient.ne(0).any())
