@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.io import write_png
+from PIL import Image
 
 from bsq_lightning.exporters import read_packed
 
@@ -35,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, name in enumerate(("across", "board", "down")):
             (folder / "images" / part / name).mkdir(parents=True)
             for number in range(count):
-                write_png(image(label), str(folder / "images" / part / name / f"{number}.png"))
+                pixels = image(label).permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).save(folder / "images" / part / name / f"{number}.png")
     for name, content in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)

@@ -1,5 +1,6 @@
 """``python -m bsq_lightning.export run=FOLDER export=packed``: a file that ships, with its certificate."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ def export(cfg: DictConfig) -> None:
         from bsq_lightning.cli.settings.groups import Export
         from bsq_lightning.exporters import certified_beside, certify, latencies, size_ledger
 
+    for name in ("onnx_ir", "onnxscript"):  # they tell every node that they remove
+        logging.getLogger(name).setLevel(logging.WARNING)
     check_values(cfg, Export)
     opened = open_run(cfg.run, cfg.trust, cfg.data.root, accelerator="cpu")
     network = opened.module.network.eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bsq_lightning.exporters import export_onnx, export_torch, onnx_graph, verify
+from bsq_lightning.exporters import export_onnx, export_torch, latencies, onnx_graph, verify
 from bsq_lightning.exporters.kinds import read_model
 from bsq_lightning.exporters.onnx_graph import check_graph, run_graph
 from bsq_lightning.quantized_tensor import Points, QuantizedActivation, QuantizedState
@@ -142,3 +142,13 @@ def test_graphs_that_reach_outside_are_refused(tmp_path: Path) -> None:
     assert not verify(path).passed
     with pytest.raises(ValueError, match="onnxruntime does not run the graph"):
         run_graph(b"\x08\x0a", x)
+
+
+def test_latency_is_of_the_floats_and_of_the_codes(tmp_path: Path) -> None:
+    net, state, x = tiny()
+    path = export_onnx(tmp_path / "net.onnx", net, state, x).path
+    found = latencies(path, net, state, x, rounds=2)
+    assert [each.side.split(",")[0] for each in found] == ["float", "float", "quantized", "quantized"]
+    assert all(0 < each.low <= each.median <= each.high for each in found)
+    with pytest.raises(ValueError, match="2 rounds at least, not 1"):
+        latencies(path, net, state, x, rounds=1)
