@@ -85,7 +85,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     lose = quant.pop("lose_biases", False)
     planes = isinstance(quant.get("bits"), dict)
     method = _method(quant, config)
-    bits: dict[str, Any] = {"regularized": True} | ({} if clamped else {"batch_norm_batches": 10})
+    bits: dict[str, Any] = {"regularized": True, "batch_norm_batches": None if clamped else 10}
     finetune: dict[str, Any] = {"rewind": bool(quant.get("rewind"))} if planes else {}
     if clamped:
         for stage, name in ((bits, "bits"), (finetune, "finetune")):
