@@ -1,15 +1,27 @@
 """What all tests share: a seed, and the real data where it is."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from bsq_lightning.cli.terminal import Terminal
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_later() -> Iterator[None]:
+    """A command that ran in this process has set up logging to the terminal, which is the next test's."""
+    yield
+    for handler in [each for each in logging.root.handlers if isinstance(each, Terminal)]:
+        logging.root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from bsq_lightning.callbacks import PrecisionAdjustment
 from bsq_lightning.cli.building.networks import build_network, next_network
 from bsq_lightning.cli.building.stage import planned_stages, searched_stage, stage_settings
 from bsq_lightning.cli.building.trainers import build_callbacks
@@ -82,7 +83,10 @@ def test_a_quantizer_that_cannot_follow_another_is_said() -> None:
 def test_an_interval_of_ones_own_is_for_stages_that_adjust(tmp_path) -> None:
     cfg = composed("callbacks.precision_adjustment.every_n_epochs=3")
     intervals = {
-        stage: build_callbacks(cfg, tmp_path, stage)[0].every_n_epochs for stage in ("float", "bits", "finetune")
+        stage: callback.every_n_epochs
+        for stage in ("float", "bits", "finetune")
+        for callback in build_callbacks(cfg, tmp_path, stage)
+        if isinstance(callback, PrecisionAdjustment)
     }
     assert intervals == {"float": None, "bits": 3, "finetune": None}
 

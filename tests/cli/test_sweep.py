@@ -132,7 +132,7 @@ def test_status_counts_what_is_there_and_what_is_not(swept: tuple[Path, int, str
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with RunFolder(tmp_path).running():
         code, output = run("train", *SHORT, "reg.alpha=20", f"hydra.run.dir={tmp_path}")
-    assert code == 1 and "another process is training in this folder" in output
+    assert code == 75 and "another process is training in this folder" in output
 
 
 def test_a_float_stage_of_another_network_is_refused(swept: tuple[Path, int, str], tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_log_lines_stand_above_the_bar_and_control_c_saves(tmp_path: Path) -> No
     terminal = Terminal("bsq_lightning.train", *long)
     lines = terminal.until(lambda lines: any("float 3/30 loss" in line and "left" in line for line in lines))
     epochs = [line for line in lines if re.search(r"^\d\d:\d\d:\d\d I float ./30 \| train/loss [\d.]+", line)]
-    assert len(epochs) == 2
-    bars = [line for line in lines if re.search(r"^ *\d+ %, \d\d:\d\d left \| float 3/30 loss [\d.]+ acc", line)]
+    assert len(epochs) >= 2  # more where an epoch ended before the screen was read
+    bars = [line for line in lines if re.search(r"^ *\d+ %, \d\d:\d\d left \| float \d+/30 loss [\d.]+ acc", line)]
     assert bars == lines[-1:], "\n".join(lines)
     terminal.press_control_c()
     status, lines = terminal.end()

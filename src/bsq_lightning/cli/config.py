@@ -131,8 +131,10 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     # Where hydra-submitit-launcher is installed, its launcher of this name becomes the schema of ours, which fits.
     warnings.filterwarnings("ignore", message="(?s).*submitit_slurm' is validated against ConfigStore schema")
-    whole = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra would print as a traceback comes here
+    # What Hydra would print as a traceback comes here; processes that this one starts are told whose wish it is.
+    whole = os.environ.get("HYDRA_FULL_ERROR", "0") != "0" and "BSQ_PLAIN_ERRORS" not in os.environ
+    if not whole:
+        os.environ["HYDRA_FULL_ERROR"] = os.environ["BSQ_PLAIN_ERRORS"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
     except KeyboardInterrupt:

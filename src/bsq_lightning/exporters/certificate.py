@@ -137,11 +137,15 @@ def read_certificate(path: str | Path) -> tuple[dict[str, Any], Tensor, Tensor]:
 
 
 def certified_beside(path: str | Path, state: QuantizedState) -> list[Path]:
-    """The other exported files in the folder of ``path`` whose certificates are of a network of the same size."""
+    """The other exported files in the folder of ``path``, as they were certified, of a network of the same size; one that
+    was changed since is for ``verify`` to name."""
     bits, found = state.scheme().bits("model"), []
     for place in sorted(Path(path).parent.glob("*.certificate")):
         other = place.with_suffix("")
-        if other != Path(path) and other.is_file() and read_certificate(other)[0]["model_bits"] == bits:
+        if other == Path(path) or not other.is_file():
+            continue
+        facts = read_certificate(other)[0]
+        if facts["model_bits"] == bits and facts["sha256"] == hashlib.sha256(other.read_bytes()).hexdigest():
             found.append(other)
     return found
 

@@ -55,7 +55,12 @@ def check_settings(cfg: DictConfig, asked: Sequence[str] = ()) -> None:
         raise ValueError("quant=from_scheme needs scheme=FILE, the scheme.json of another run")
     planned = planned_stages(cfg)
     penalty = next((each for each in asked if each.startswith("reg=")), None)
-    if penalty and cfg.reg and not any(stage_settings(cfg, stage).regularized for stage in planned):
+    if (
+        penalty
+        and cfg.reg
+        and cfg.reg.get("_target_")
+        and not any(stage_settings(cfg, stage).regularized for stage in planned)
+    ):
         method = cfg.quant.method if cfg.quant else "float"
         raise ValueError(
             f"{penalty} would do nothing: no stage of the method {method!r} that is trained here has a penalty. "
