@@ -143,7 +143,8 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
     except (*USER_ERRORS, HydraException) as error:
         if whole:
             raise
-        sys.exit(f"error: {_of_hydra(error)}")
+        print(f"error: {_of_hydra(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _emptied(argument: str) -> str | None:

@@ -137,8 +137,8 @@ def read_certificate(path: str | Path) -> tuple[dict[str, Any], Tensor, Tensor]:
 
 
 def certified_beside(path: str | Path, state: QuantizedState) -> list[Path]:
-    """The other exported files in the folder of ``path``, as they were certified, of a network of the same size; one that
-    was changed since is for ``verify`` to name."""
+    """The other exported files in the folder of ``path``, of a network of the same size and as they were certified; one
+    that was changed since is for ``verify`` to name."""
     bits, found = state.scheme().bits("model"), []
     for place in sorted(Path(path).parent.glob("*.certificate")):
         other = place.with_suffix("")
