@@ -6,17 +6,19 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help python install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow bench lint clean
+.PHONY: help python install quickstart train sweep evaluate report wandb-sync browser slurm test test-slow bench lint lock clean
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml uv.lock
 	@$(MAKE) --no-print-directory python
-	@# uv where it is there; it does not read pip's settings, so where it cannot reach its registry, pip is asked
+	@# uv where it is there, which takes the versions of uv.lock; it does not read pip's settings, so where it cannot reach
+	@# its registry, pip is asked for the newest
 	@# torch and torchvision by plain name: a CPU-only torch beside the registry's torchvision fails at import
 	@if command -v uv >/dev/null && uv venv --quiet --seed --allow-existing --python "$(PYTHON)" $(VENV) \
-	  && uv pip install --quiet --python $(BIN)/python -e '.[dev]'; then echo "installed by uv"; \
+	  && UV_PROJECT_ENVIRONMENT="$(abspath $(VENV))" uv sync --quiet --locked --inexact --extra dev; \
+	then echo "installed by uv, in the versions of uv.lock"; \
 	else "$(PYTHON)" -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade pip \
 	  && $(BIN)/python -m pip install --quiet -e '.[dev]' && echo "installed by pip"; fi
 	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms"
@@ -73,6 +75,9 @@ test-slow: install browser ## the slow tests; those against SLURM where `make sl
 
 bench: install ## benchmarks, nothing else should run: ROW=step_resnet20, all without; ARGS="--threads 2"
 	$(BIN)/python -m benchmarks $(ROW) $(ARGS)
+
+lock: ## uv.lock anew, after a change of dependencies
+	uv lock
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -3,9 +3,13 @@
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
@@ -60,3 +64,16 @@ def test_the_question_is_understood_by_a_real_python() -> None:
 def test_the_versions_of_the_makefile_are_those_of_the_package() -> None:
     assert 'requires-python = ">=3.11,<3.14"' in (ROOT / "pyproject.toml").read_text()
     assert "(3, 11) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text()
+
+
+def test_the_lock_is_of_these_dependencies() -> None:
+    """uv refuses a lock that is not (``make lock`` renews it); here its own record of what was asked is compared."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = asked["optional-dependencies"]
+    given = [*asked["dependencies"], *(each for extra in extras.values() for each in extra)]
+    locked = tomllib.loads((ROOT / "uv.lock").read_text())
+    (ours,) = (package for package in locked["package"] if package["name"] == "bsq-lightning")
+    kept = {(each["name"], SpecifierSet(each.get("specifier", ""))) for each in ours["metadata"]["requires-dist"]}
+    assert kept == {(canonicalize_name(each.name), each.specifier) for each in map(Requirement, given)}
+    sources = {package["source"].get("registry", "here") for package in locked["package"]}
+    assert sources == {"https://pypi.org/simple", "here"}, "a registry of one machine only"
