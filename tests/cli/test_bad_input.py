@@ -50,6 +50,9 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "more exchanges than steps": (
         ["quant=water_filling", "reg=none", "quant.exchanges=3000"], ["hold no 3000 exchanges", "lower quant.exchanges"]
     ),
+    "clamp reversed": (
+        ["quant=bsq_reference", "quant.stages.bits.after_step.low=3"], ["low=3 is above high=2"]
+    ),
     "wrong target": (["model._target_=no.such.Net"], ["no.such.Net"]),
 }  # fmt: skip
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bsq_lightning.cli.building.machine import available_memory
+from bsq_lightning.cli.building.trainers import check_memory
 from bsq_lightning.cli.run.stage_memory import stage_memory
 from bsq_lightning.models import resnet20
 from bsq_lightning.module import QuantModule
@@ -16,6 +18,7 @@ from bsq_lightning.ops.tensor_bytes import saved_bytes
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, relu6_or_pact
 from bsq_lightning.train import main
 from tests.cli.commands import TINY
+from tests.test_conf import composed
 
 QUANTIZED, ALL, NORMS, RELUS = 268_336, 272_474, 21, 18
 CHANNELS = 16 * 7 + 32 * 7 + 64 * 7
@@ -123,3 +126,12 @@ def test_preflight_of_a_recipe_takes_a_few_images_and_counts_all(
     output = "".join(capsys.readouterr())
     assert output.count("(scaled up from") == 3
     assert output.count("B at batch 32: activations") == 3  # the recipe's batch, not that of the trial
+
+
+def test_processes_that_memory_does_not_hold_are_refused() -> None:
+    two = composed("trainer=ddp_cpu", "trainer.devices=2")
+    check_memory(two, available_memory() // 3)
+    with pytest.raises(ValueError, match="trainer.devices=1 fits"):
+        check_memory(two, available_memory() // 2 + 1)
+    check_memory(composed("trainer=ddp_cpu", "trainer.devices=2", "oversubscribe=true"), available_memory())
+    check_memory(composed(), available_memory())
