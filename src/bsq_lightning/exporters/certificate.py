@@ -144,7 +144,10 @@ def certified_beside(path: str | Path, state: QuantizedState) -> list[Path]:
         other = place.with_suffix("")
         if other == Path(path) or not other.is_file():
             continue
-        facts = read_certificate(other)[0]
+        try:
+            facts = read_certificate(other)[0]
+        except ValueError:
+            continue
         if facts["model_bits"] == bits and facts["sha256"] == hashlib.sha256(other.read_bytes()).hexdigest():
             found.append(other)
     return found

@@ -64,7 +64,7 @@ class LatentQuantizer(OneFloatQuantizer):
         return 1 / levels(self.precision) if self.units == "scale" else self.step()
 
     def _latent_of(self, codes: Tensor) -> Tensor:
-        return codes * self._latent_step()
+        return codes * self._latent_step() if self.precision else torch.zeros_like(codes)
 
     def codes(self) -> Tensor:
         if not self.precision:

@@ -14,6 +14,7 @@ from bsq_lightning.cards import Card
 from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.config import read_overrides
 from bsq_lightning.data import ImageDataModule
+from bsq_lightning.distributed import alone
 from bsq_lightning.files import write_whole
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.quantized_tensor import load_state
@@ -73,13 +74,18 @@ def leave_card(
     datamodule: ImageDataModule,
     summary: dict[str, Any],
 ) -> None:
-    """The same at the end of a run, which a disagreement does not undo: it is said, and the run ends without a card."""
+    """The same at the end of a run, which nothing here undoes: what goes wrong is said, and the run ends without a card.
+    Only the rank that writes is here, so that none is asked."""
     if not network.names() or not folder.writer:
         return
     try:
-        write_card(folder, card_of_run(folder, experiment, network, datamodule, summary))
+        with alone():
+            write_card(folder, card_of_run(folder, experiment, network, datamodule, summary))
     except ValueError as error:
         log.warning("no quantization card is written, because the run disagrees with itself: %s", error)
+    except Exception as error:  # hours of training are worth more than a card
+        log.warning("no quantization card is written: %s: %s", type(error).__name__, error)
+        log.debug("where", exc_info=True)
 
 
 def kept_card(folder: RunFolder, experiment: Experiment, network: QuantizedNetwork) -> Card:

@@ -154,10 +154,13 @@ def _stopped_together(active: Mapping[int, "_Process"]) -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}  # nohup and `&` have some ignored
     try:
         yield
     finally:
+        for number in {signal.SIGTERM, signal.SIGHUP} & set(heard):  # a closed terminal sends several
+            signal.signal(number, signal.SIG_IGN)
         try:
             if active:
                 log.info("stopping %d running; they save first", len(active))
