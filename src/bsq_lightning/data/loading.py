@@ -1,10 +1,12 @@
 """The loader of whole batches, which knows where in an epoch it is."""
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,7 +28,7 @@ class EpochLoader(DataLoader[tuple[Tensor, Tensor]]):
     def __init__(
         self, dataset: BatchDataset, sampler: EpochSampler, device: torch.device | str = "cpu", **kwargs: Any
     ) -> None:
-        kwargs = {"worker_init_fn": _ignore_interrupts, **kwargs, "batch_size": None}
+        kwargs = {"worker_init_fn": _begin_worker, **kwargs, "batch_size": None}
         super().__init__(dataset, sampler=sampler, **kwargs)
         self.device = torch.device(device)
         self.normalize = dataset.normalize
@@ -73,9 +75,12 @@ class EpochLoader(DataLoader[tuple[Tensor, Tensor]]):
         self._resume = (int(state["epoch"]), int(state["batches"]), int(images))
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; this one still has to give the batches of the last step."""
+def _begin_worker(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; this one still has to give the batches of the last step. Seeds are
+    those that Lightning sets where a loader has no such function: a rank's own, for data sets that draw from them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.environ.get("PL_SEED_WORKERS") == "1":
+        pl_worker_init_function(worker)
 
 
 def _without_traceback(error: Exception) -> Exception:

@@ -74,8 +74,8 @@ def leave_card(
     datamodule: ImageDataModule,
     summary: dict[str, Any],
 ) -> None:
-    """The same at the end of a run, which nothing here undoes: what goes wrong is said, and the run ends without a card.
-    Only the rank that writes is here, so that none is asked."""
+    """The same at the end of a run, which nothing here undoes: what goes wrong is said, and there is no card. Only the
+    rank that writes is here, and asks no other one."""
     if not network.names() or not folder.writer:
         return
     try:

@@ -63,6 +63,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                     if isinstance(callback, (PrecisionAllocation, OscillationFreezing)):
                         callback.check(module, steps_per_epoch * epochs)
             experiment.teach(module, stage, datamodule.num_classes, None)
+            own = own_memory()  # before the trial, whose own is counted with the stage
             with alone():
                 trial = _try_step(module, datamodule)
                 held = stage_memory(
@@ -73,7 +74,7 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                     experiment.arithmetic["train"],
                     several_devices=experiment.has_buckets,
                 )
-            experiment.check_memory(own_memory() + held.total)
+            experiment.check_memory(own + held.total)
             steps = steps_per_epoch * epochs
             total += trial.seconds * steps
             each = f"{1000 * trial.seconds:.0f} ms each, about {span(trial.seconds * steps)}"

@@ -1,5 +1,6 @@
 """A composed config held against the models: everything that is wrong, in words, before anything is built."""
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -60,7 +61,10 @@ def check_values(cfg: DictConfig, model: type[BaseModel] | None = None) -> None:
     """
     values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     raw: Any = OmegaConf.to_container(cfg)
-    found = list(_problems(values, model or _model_of(values)))
+    kind = model or _model_of(values)
+    own = _read_elsewhere(raw, kind)
+    values = {key: value for key, value in values.items() if key not in own}
+    found = list(_problems(values, kind))
     if model is None and not found:
         found = [*_trainer(values["trainer"]), *_stages(values), *_unused(raw), *_checkpoints(values["callbacks"])]
     if not found:
@@ -68,6 +72,14 @@ def check_values(cfg: DictConfig, model: type[BaseModel] | None = None) -> None:
     if found:
         said = dict.fromkeys(problem.replace("\0", _typed(raw, key)) for key, problem in found)
         raise ValueError("\n".join(said))
+
+
+def _read_elsewhere(raw: Mapping[str, Any], kind: type[BaseModel]) -> set[str]:
+    """Keys of the user's own beside the groups, which other settings read (``lr: ${my_lr}``); a resolved config, as
+    resume has it, no longer tells."""
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(raw)))
+    unknown = raw.keys() - _fields(kind).keys()
+    return {key for key in unknown if "${" not in text or re.search(rf"\$\{{{re.escape(key)}\b", text)}
 
 
 def _model_of(values: Mapping[str, Any]) -> type[BaseModel]:
@@ -140,8 +152,11 @@ def _instead(key: str, beside: Iterable[str]) -> str:
 
 # ---- what models cannot tell -----------------------------------------------------------------------------------------
 def _trainer(trainer: Mapping[str, Any]) -> Iterator[Problem]:
+    from lightning import Trainer
+
+    usual = inspect.signature(Trainer).parameters
     for key, value in trainer.items():
-        if key in OF_OTHERS and value is not None:
+        if key in OF_OTHERS and value is not None and value != usual[key].default:
             yield f"trainer.{key}", f"\0={value} is not the Trainer's to say: {OF_OTHERS[key]}"
         if key in FIXED and value != FIXED[key][0]:
             yield f"trainer.{key}", f"\0 is {_shown(FIXED[key][0])}, not {_shown(value)}: {FIXED[key][1]}"

@@ -17,6 +17,7 @@ from bsq_lightning.cli.settings.words import (
     PositiveWhole,
     Seed,
     Text,
+    TwoOrMore,
     Words,
 )
 
@@ -235,7 +236,7 @@ class Export(Group):
     out: Path | None
     overwrite: Bool
     card: Bool
-    latency: NotNegativeWhole
+    latency: Annotated[Literal[0] | TwoOrMore, Words("0 or a whole number of rounds from 2 on")]
     images: PositiveWhole
     data: Where
     trust: list[Text] | Text

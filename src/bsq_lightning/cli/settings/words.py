@@ -26,6 +26,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), Words("a whole number 
 Bits = Annotated[int, Field(strict=True, ge=1, le=16), Words("a whole number of bits from 1 to 16")]
 BitsOrFloat = Annotated[int, Field(strict=True, ge=0, le=16), Words("a whole number of bits from 0 to 16")]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), Words("a number")]
+AnyNumber = Annotated[float, Field(strict=True), Words("a number")]  # of foreign code, whose limits may be infinite
 NotNegative = Annotated[
     float, Field(strict=True, allow_inf_nan=False, ge=0), Words("a number that is not negative, and finite")
 ]
@@ -75,7 +76,7 @@ def plain(annotation: Any) -> Any:
         >>> words(plain(int | None)), words(plain(tuple[float, float])), plain(NoneType | object)
         ('a whole number or null', 'a list, of a number each', typing.Any)
     """
-    literal = {bool: Bool, int: Whole, float: Number, str: AnyText, None: None, NoneType: None}
+    literal = {bool: Bool, int: Whole, float: AnyNumber, str: AnyText, None: None, NoneType: None}
     if isinstance(annotation, type | None) and annotation in literal:
         return literal[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
