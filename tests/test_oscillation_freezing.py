@@ -48,6 +48,13 @@ def test_codes_are_held_where_asked_and_others_stay(name: str) -> None:
     assert not torch.equal(quantizer.codes(), before)
 
 
+@pytest.mark.parametrize("units", ["scale", "weight"])
+def test_a_layer_without_bits_is_left_alone(units: str) -> None:
+    quantizer = LatentQuantizer(torch.randn(6, 5), precision=0, units=units)
+    quantizer.hold_codes_(torch.rand(6, 5) < 0.5, torch.zeros(6, 5))
+    assert not quantizer.codes().any() and not quantizer.weight().any()
+
+
 def slowly(codes: list[int], momentum: float, threshold: float) -> tuple[int | None, int | None]:
     """The step at which a weight with these codes is held, and the code; the rule, one weight at a time."""
     last, direction, frequency, mean = codes[0], 0, 0.0, float(codes[0])
