@@ -91,7 +91,7 @@ def test_started_again_it_repeats_nothing_that_is_done_and_resumes_the_rest(swep
     [
         (["reg.alpha=20,-1"], "reg.alpha=-1"),
         pytest.param(["reg.alpha=20", "quant.precision=8,99"], "precision", marks=pytest.mark.slow),
-        pytest.param(["reg.alpha=20", "stages.bits.adjust_every_n_epochs=1,0"], "interval", marks=pytest.mark.slow),
+        pytest.param(["reg.alpha=20", "stages.bits.adjust_every_n_epochs=1,0"], "adjust_every_n_epochs must be", marks=pytest.mark.slow),
         pytest.param(["reg.alpha=20", "data.batch_size=64,0"], "batch_size", marks=pytest.mark.slow),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_float_stage_of_another_network_is_refused(swept: tuple[Path, int, str
 @pytest.mark.slow
 def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     command = ["target.kilobytes=60", *SHORT, "reg.alpha=10", "search.max_runs=4", "search.tolerance=0.5",
-               f"hydra.run.dir={tmp_path}"]  # fmt: skip
+               "stages.float.epochs=6", "stages.finetune.epochs=4", f"hydra.run.dir={tmp_path}"]  # fmt: skip
     process = start("search", *command)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("alpha=*/adjustments.jsonl")):
