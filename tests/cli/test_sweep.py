@@ -91,7 +91,11 @@ def test_started_again_it_repeats_nothing_that_is_done_and_resumes_the_rest(swep
     [
         (["reg.alpha=20,-1"], "reg.alpha=-1"),
         pytest.param(["reg.alpha=20", "quant.precision=8,99"], "precision", marks=pytest.mark.slow),
-        pytest.param(["reg.alpha=20", "stages.bits.adjust_every_n_epochs=1,0"], "adjust_every_n_epochs must be", marks=pytest.mark.slow),
+        pytest.param(
+            ["reg.alpha=20", "stages.bits.adjust_every_n_epochs=1,0"],
+            "adjust_every_n_epochs must be",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["reg.alpha=20", "data.batch_size=64,0"], "batch_size", marks=pytest.mark.slow),
     ],
 )
