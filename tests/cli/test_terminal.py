@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -26,6 +27,11 @@ from tests.cli.commands import TINY, run
 COLUMNS = 100
 
 
+def _sit_at_it() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell has put into the background ignores Ctrl-C
+
+
 class Terminal:
     """A command in a terminal of 100 columns, tall enough for all it says."""
 
@@ -37,7 +43,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_sit_at_it,
         )  # fmt: skip
         os.close(slave)
 
