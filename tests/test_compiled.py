@@ -89,7 +89,7 @@ def test_compiled_training_is_the_eager_one_and_an_adjustment_compiles_nothing()
 @pytest.mark.slow
 @needs_compiler
 def test_a_run_is_compiled_and_evaluated_to_the_same_digit(tmp_path: Path) -> None:
-    short = ["stages.float.epochs=null", "stages.bits.epochs=2", "stages.bits.adjust_every_n_epochs=1"]
+    short = ["stages.float.epochs=1", "stages.bits.epochs=2", "stages.bits.adjust_every_n_epochs=1"]
     short = [*short, "stages.finetune.epochs=0", "data.limit_train=128"]
     code, output = run("train", *TINY, *short, "compile=true", "channels_last=true", f"hydra.run.dir={tmp_path}")
     assert code == 0, output

@@ -111,7 +111,7 @@ def test_a_preflight_of_a_sweep_leaves_nothing(tmp_path: Path) -> None:
     assert code == 0, output
     assert output.count("training in all") == 2
     assert list(tmp_path.iterdir()) == []
-    code, output = run("train", "-m", *TINY, "data.batch_size=64,100000000000000", "preflight=only", cwd=tmp_path)
+    code, output = run("train", "-m", *TINY, "+model.num_classes=10,5", "preflight=only", cwd=tmp_path)
     assert code == 1 and "FAILED" in output, output
     assert list(tmp_path.iterdir()) == []
 
