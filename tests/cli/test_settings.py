@@ -201,6 +201,7 @@ RIGHT: list[Sequence[str]] = [
     ["trainer.limit_test_batches=1.0"],
     ["+trainer.profiler=simple"],
     ["+trainer.fast_dev_run=false", "+trainer.overfit_batches=0.0", "+trainer.max_steps=-1"],
+    ["experiment=quickstart", "stages.float.epochs=null"],
     ["+my_rate=0.1", f"{SGD}.lr=${{my_rate}}"],
     ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: a, divergence_threshold: inf}"],
     ["data.val_split=0"],

@@ -251,7 +251,10 @@ def _trained(values: Mapping[str, Any]) -> dict[str, Any]:
 
     values = dict(values)
     if "stages" in values:
-        values["stages"] = planned(values["stages"])
+        scheduled = planned(values["stages"])
+        values["stages"] = {
+            name: stage for name, stage in scheduled.items() if stage and stage.get("epochs") is not None
+        }
     if values.get("quant"):
         values["quant"] = values["quant"] | {"stages": planned(values["quant"]["stages"])}
     return values
