@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 #: A few seconds of every stage on digits with a tiny ResNet.
 TINY = [
@@ -13,6 +16,26 @@ TINY = [
     "stages.float.epochs=1", "stages.bits.epochs=4", "stages.bits.adjust_every_n_epochs=2", "stages.finetune.epochs=2",
     "logger=none",
 ]  # fmt: skip
+
+
+InProcess = Callable[..., tuple[int, str]]
+
+
+def in_process(
+    main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> InProcess:
+    """A command in this process, which saves its start: exit code and all that it printed."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["command", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    return call
 
 
 def start(module: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:

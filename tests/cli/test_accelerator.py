@@ -1,6 +1,5 @@
 """``accelerator`` as a command: the figures of the model, from nothing but a run's quantized weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,12 @@ from bsq_lightning.accelerator import main
 from bsq_lightning.hardware import Array, compare, network_cost
 from bsq_lightning.post_training import SWIS, Multipoint, Round
 from bsq_lightning.quantized_tensor import Grid, QuantizedState, QuantizedTensor, save_state
+from tests.cli.commands import InProcess, in_process
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["accelerator", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, "".join(capsys.readouterr())
-
-    return call
-
-
-Command = Callable[..., tuple[int, str]]
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    return in_process(main, monkeypatch, capsys)
 
 
 def folder_of(folder: Path, tensors: dict[str, QuantizedTensor]) -> QuantizedState:
@@ -36,7 +24,7 @@ def folder_of(folder: Path, tensors: dict[str, QuantizedTensor]) -> QuantizedSta
     return state
 
 
-def test_it_prints_what_the_model_says_of_every_kind_of_tensor(tmp_path: Path, command: Command) -> None:
+def test_it_prints_what_the_model_says_of_every_kind_of_tensor(tmp_path: Path, command: InProcess) -> None:
     weight = torch.randn(16, 8, 3, 3)
     methods = {"swis": SWIS(2), "plain": Round(5), "points": Multipoint(4, select="all", max_points=2)}
     state = folder_of(tmp_path, {name: method(weight) for name, method in methods.items()})
@@ -54,7 +42,7 @@ def test_it_prints_what_the_model_says_of_every_kind_of_tensor(tmp_path: Path, c
     assert rows["this network"][2] == rows["this network"][4] == rows["this network"][6] == "1.00"
 
 
-def test_what_the_array_cannot_run_is_said(tmp_path: Path, command: Command) -> None:
+def test_what_the_array_cannot_run_is_said(tmp_path: Path, command: InProcess) -> None:
     code, output = command(f"run={tmp_path}")
     assert code == 1 and "is not a run folder" in output, output
     codes = torch.zeros(4, 2, dtype=torch.int32)

@@ -9,7 +9,7 @@ import yaml
 
 from bsq_lightning.card import main
 from bsq_lightning.cards import Card
-from tests.cli.commands import TINY, run
+from tests.cli.commands import TINY, InProcess, in_process, run
 
 UNIFORM = [*(o for o in TINY if "reg.alpha" not in o and "stages.bits" not in o), "quant=uniform"]
 
@@ -23,23 +23,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["card", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, "".join(capsys.readouterr())
-
-    return call
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    return in_process(main, monkeypatch, capsys)
 
 
-Command = Callable[..., tuple[int, str]]
-
-
-def test_a_run_leaves_the_card_that_its_weights_give_again(trained: Path, tmp_path: Path, command: Command) -> None:
+def test_a_run_leaves_the_card_that_its_weights_give_again(trained: Path, tmp_path: Path, command: InProcess) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     left = Card.load(folder)
@@ -79,7 +67,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_was_changed_after_the_run_is_named(what: str, trained: Path, tmp_path: Path, command: Command) -> None:
+def test_what_was_changed_after_the_run_is_named(what: str, trained: Path, tmp_path: Path, command: InProcess) -> None:
     change, said = CHANGES[what]
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from bsq_lightning.export import main
 from bsq_lightning.exporters import read_packed, verify
 from bsq_lightning.models import ResNetCifar
 from bsq_lightning.scheme import Scheme
-from tests.cli.commands import TINY, run
+from tests.cli.commands import TINY, InProcess, in_process, run
 
 
 @pytest.fixture(scope="module")
@@ -95,23 +94,9 @@ def test_what_cannot_be_allocated_is_said(trained: Path, tmp_path: Path, argumen
     assert code == 1 and said in output and "Traceback" not in output, output
 
 
-Export = Callable[..., tuple[int, str]]
-
-
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
-    """The command in this process, which saves its start."""
-
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["export", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, "".join(capsys.readouterr())
-
-    return call
+def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    return in_process(main, monkeypatch, capsys)
 
 
 def as_of(stage: str, trained: Path, folder: Path) -> Path:
@@ -124,7 +109,7 @@ def as_of(stage: str, trained: Path, folder: Path) -> Path:
 
 
 def test_a_run_that_is_not_finished_says_from_which_stage_it_can_be_exported(
-    trained: Path, tmp_path: Path, export: Export
+    trained: Path, tmp_path: Path, export: InProcess
 ) -> None:
     folder = as_of("float", trained, tmp_path / "float")
     code, output = export(f"run={folder}")
@@ -138,7 +123,7 @@ def test_a_run_that_is_not_finished_says_from_which_stage_it_can_be_exported(
 
 
 def test_the_card_and_the_way_to_build_the_network_go_with_every_file(
-    trained: Path, tmp_path: Path, export: Export
+    trained: Path, tmp_path: Path, export: InProcess
 ) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     code, output = export(f"run={trained}", "export=hub", f"out={tmp_path / 'hub' / 'model.safetensors'}")
