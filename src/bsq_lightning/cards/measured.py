@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bsq_lightning.cards.card import NOT_APPLICABLE, UNKNOWN
 from bsq_lightning.network import QUANTIZED_TYPES
+from bsq_lightning.ops.one_image import blank_image, show_
 from bsq_lightning.quantized_tensor import Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
 from bsq_lightning.scheme import FLOAT_BITS, Scheme
 
@@ -188,16 +189,11 @@ def input_sizes(net: nn.Module, image_size: int) -> dict[str, int]:
 
     layers = {name: module for name, module in net.named_modules() if isinstance(module, QUANTIZED_TYPES)}
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    modes = {module: module.training for module in net.modules()}
-    parameter = next(net.parameters())
     try:
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype))
+        show_(net, blank_image(net, image_size))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return found
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from bsq_lightning.ops.one_image import blank_image, show_
 
 FLOAT, PIXEL = 32, 8
 #: What leaves values on their grid, or (averages) is rounded to it again on hardware.
@@ -92,19 +93,15 @@ def bits_of_inputs(
         >>> bits_of_inputs(net, {"conv": net[0], "fc": net[3]}, {net[1]: 4}, image_size=4)
         {'conv': 8, 'fc': 4}
     """
-    parameter = next(net.parameters())
-    modes = {module: module.training for module in net.modules()}
-    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    image = blank_image(net, image_size)
     found: dict[str, int] = {}
     follow = _Follow(image)
     hooks = [layer.register_forward_pre_hook(partial(_note, follow, found, name)) for name, layer in layers.items()]
     hooks += [module.register_forward_hook(partial(_say, follow, bits)) for module, bits in quantizers.items()]
     try:
-        with torch.no_grad(), follow:
-            net.eval()(image)
+        with follow:
+            show_(net, image)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return found

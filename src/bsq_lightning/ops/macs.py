@@ -1,8 +1,9 @@
 """Multiply-accumulates of each layer, counted by torch's own counter."""
 
-import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from bsq_lightning.ops.one_image import blank_image, show_
 
 
 def count_macs(net: nn.Module, image_size: int) -> dict[str, int]:
@@ -14,13 +15,9 @@ def count_macs(net: nn.Module, image_size: int) -> dict[str, int]:
         >>> count_macs(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 5)), image_size=4)
         {'0': 1728, '2': 320}
     """
-    modes = {module: module.training for module in net.modules()}
-    parameter = next(net.parameters())
-    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(image)
-    for module, training in modes.items():
-        module.training = training
+    image = blank_image(net, image_size)
+    with FlopCounterMode(display=False) as counter:
+        show_(net, image)
     counts = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
     root = type(net).__name__
     layers = [n for n, m in net.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))]
