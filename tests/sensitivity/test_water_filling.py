@@ -76,6 +76,18 @@ def test_an_exchange_is_the_best_of_all_choices():
     assert cost(tuple(bits)) == pytest.approx(min(map(cost, allowed)), rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_curvature_on_a_quadratic_loss(share: float):
+    """There G = h e: the damage gives h itself, the Fisher information B h^2 |e|^2 / P."""
+    quantizers, h = layers(16, 48), {"layer0": 2.0, "layer1": 0.5}
+    filling = WaterFilling(mean_bits=3, exchanges=2, measured=share)
+    filling.exchange(1, quantizers, measured(quantizers, list(h.values())), images=100)
+    for name, quantizer in quantizers.items():
+        error, size = quantizer.weight() - quantizer.relaxed(), math.prod(quantizer.shape)
+        fisher = 100 * h[name] ** 2 * float(error.square().sum()) / size
+        assert filling.curvature[name] == pytest.approx(max(h[name] ** share * fisher ** (1 - share), fisher / 20))
+
+
 def test_it_reaches_its_size_and_no_layer_jumps():
     quantizers = layers(16, 64, 256, 48)
     filling = WaterFilling(mean_bits=1.5, exchanges=12)
@@ -132,6 +144,7 @@ def test_state_goes_through_a_checkpoint():
         ({"mean_bits": 2, "exchanges": 0}, "exchanges"),
         ({"mean_bits": 2, "until": 0}, "until"),
         ({"mean_bits": 2, "ramp": 2}, "ramp"),
+        ({"mean_bits": 2, "measured": -0.5}, "measured"),
         ({"mean_bits": 2, "hold": 1}, "hold"),
         ({"mean_bits": 2, "bits": [1, 3]}, "bits"),
     ],

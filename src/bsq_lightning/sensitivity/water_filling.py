@@ -20,11 +20,11 @@ class WaterFilling:
 
     For a layer with real weights u, ``e = W - u`` and G = dL/dW, over the steps since the last exchange: the curvature
 
-        ``h = max( sqrt( max(mean G.e / mean |e|^2, 0) * F ), F / 20 )``,  ``F = B mean |G|^2 / P``
+        ``h = max( D^m F^(1 - m), F / 20 )``,  ``D = max(mean G.e / mean |e|^2, 0)``,  ``F = B mean |G|^2 / P``
 
-    is the geometric mean of two estimates of the Hessian's mean eigenvalue along the rounding: the first is measured
-    (``RoundingDamage``), unbiased and noisy; the second, the Fisher information of a batch of B images over P weights,
-    is smooth and only proportional to it. It is averaged over the exchanges (``hold``). The bits n of all layers then
+    is the geometric mean of two estimates of the Hessian's mean eigenvalue along the rounding: D is measured
+    (``RoundingDamage``), unbiased and noisy; F, the Fisher information of a batch of B images over P weights, is smooth
+    and only proportional to it. It is averaged over the exchanges (``hold``). The bits n of all layers then
     minimise ``sum_l h_l min_s |u_l - Q_n(u_l; s)|^2`` exactly under the mean allowed now, each layer moving by one bit
     at most, its present bits counting ``keep`` times (near ties would swap for ever). The mean allowed falls linearly
     from that at the start to ``mean_bits`` in the first ``ramp`` of the exchanges. No penalty acts on the weights, and
@@ -35,6 +35,7 @@ class WaterFilling:
         exchanges: how many, evenly spread.
         until: the share of the stage's steps in which they are; then the bits are final.
         ramp: the share of the exchanges in which the mean falls.
+        measured: m, the share of the measured damage: 0 is the Fisher information alone, 1 the damage alone.
         hold: weight of the old curvature in the new.
         keep: cost of a layer's present bits, relative to the others.
         bits: those that a layer may have, without a gap.
@@ -53,6 +54,7 @@ class WaterFilling:
         exchanges: int = 30,
         until: float = 0.25,
         ramp: float = 0.4,
+        measured: float = 0.5,
         hold: float = 0.8,
         keep: float = 0.7,
         bits: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
@@ -64,12 +66,14 @@ class WaterFilling:
         for name, share in {"quant.until": until, "quant.ramp": ramp, "keep": keep}.items():
             if not 0 < share <= 1:
                 raise ValueError(f"{name} is a share, above 0 and at most 1, not {share!r}")
+        if isinstance(measured, bool) or not isinstance(measured, (int, float)) or not 0 <= measured <= 1:
+            raise ValueError(f"quant.measured is a share, from 0 to 1, not {measured!r}")
         if not 0 <= hold < 1:
             raise ValueError(f"hold is a share, below 1, not {hold!r}")
         if list(bits) != list(range(bits[0], bits[-1] + 1)) or bits[0] < 1:
             raise ValueError(f"bits are whole numbers from 1 without a gap, not {list(bits)}")
         self.mean_bits, self.exchanges, self.until, self.ramp = float(mean_bits), exchanges, until, ramp
-        self.hold, self.keep, self.bits = hold, keep, tuple(bits)
+        self.measured, self.hold, self.keep, self.bits = measured, hold, keep, tuple(bits)
         self.start: float | None = None
         self.curvature: dict[str, float] = {}
         self._mark: dict[str, list[float]] = {}
@@ -122,7 +126,7 @@ class WaterFilling:
             self.start = _mean_bits(quantizers)
         sizes = {name: math.prod(quantizer.shape) for name, quantizer in quantizers.items()}
         for name, measured in damage.since(self._mark).items():
-            old, new = self.curvature.get(name), _curvature(measured, sizes[name], images)
+            old, new = self.curvature.get(name), _curvature(measured, sizes[name], images, self.measured)
             self.curvature[name] = new if old is None else self.hold * old + (1 - self.hold) * new
         self._mark = damage.mark()
         now = {name: quantizer.precision for name, quantizer in quantizers.items()}
@@ -161,7 +165,7 @@ def _mean_bits(quantizers: Mapping[str, WeightQuantizer]) -> float:
     return sum(size * n for size, n in zip(sizes, bits, strict=True)) / sum(sizes)
 
 
-def _curvature(measured: Damage, size: int, images: int) -> float:
+def _curvature(measured: Damage, size: int, images: int, share: float) -> float:
     fisher = images * measured.gradient / size
     direct = measured.product / max(measured.error, 1e-12)
-    return max(math.sqrt(max(direct, 0.0) * fisher), LEAST * fisher)
+    return max(max(direct, 0.0) ** share * fisher ** (1 - share), LEAST * fisher)
