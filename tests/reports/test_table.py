@@ -28,6 +28,14 @@ def test_runs_that_differ_only_by_seed_are_one_row(tmp_path: Path) -> None:
     np.testing.assert_allclose([size.mean, size.std], [np.mean(sizes), np.std(sizes, ddof=1)])
 
 
+def test_a_key_that_an_older_run_lacks_and_a_newer_has_switched_off_splits_no_row(tmp_path: Path) -> None:
+    write_run(tmp_path / "older", seed=1)
+    write_run(tmp_path / "newer", seed=2, config={"average": {}, "freeze": None})
+    write_run(tmp_path / "another", seed=3, config={"average": {"decay": 0.99}})
+    (table,) = collect([tmp_path]).tables.values()
+    assert sorted(len(row.runs) for row in table) == [1, 2]
+
+
 def test_other_models_and_data_are_other_groups(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", config={"model": {"_target_": "bsq_lightning.models.resnet56"}})

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from bsq_lightning.identity import is_repeat, upgraded
+from bsq_lightning.identity import flat, is_repeat, upgraded
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,11 @@ def setting_of(config: dict[str, Any]) -> Setting:
     """
     config = upgraded(config)
     quant = _part(config, "quant")
-    flat = {key: value for key, value in _flatten(config) if not is_repeat(key)}
-    if "model.weights" in flat:
-        flat["model.weights"] = Path(flat["model.weights"]).name
+    # What one run lacks, of a version before the key, and another has switched off is no difference.
+    kept = {key: value for key, value in flat(config).items() if value is not None and not is_repeat(key)}
+    texts = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in kept.items()}
+    if "model.weights" in texts:
+        texts["model.weights"] = Path(texts["model.weights"]).name
     knob = quant.get("knob") if isinstance(quant.get("knob"), str) else None
     return Setting(
         model=_model(config["model"]),
@@ -122,7 +124,7 @@ def setting_of(config: dict[str, Any]) -> Setting:
             for stage, part in config["stages"].items()
             if isinstance(part, dict) and isinstance(part.get("epochs"), int)
         },
-        flat=flat,
+        flat=texts,
     )
 
 
@@ -138,7 +140,7 @@ def differences(settings: list[dict[str, str]], most: int = 3) -> list[str]:
     told = [key for key in differing if _rank(key) < 2] or differing
     more = ", ..." if len(told) > most else ""
     return [
-        ", ".join(f"{'.'.join(key.split('.')[-2:])}={flat.get(key, 'absent')}" for key in told[:most]) + more
+        ", ".join(f"{'.'.join(key.split('.')[-2:])}={flat.get(key, 'null')}" for key in told[:most]) + more
         for flat in settings
     ]
 
@@ -157,14 +159,6 @@ def _rank(key: str) -> int:
     if re.fullmatch(r"stages\.\w+\.(epochs|adjust_every_n_epochs)|reg\.alpha|scheme", key):
         return 0
     return 2 if "scheduler" in key or key.startswith(("callbacks", "trainer")) else 1
-
-
-def _flatten(part: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(part, dict) and part:
-        return [
-            item for key, value in part.items() for item in _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [(prefix, part if isinstance(part, str) else json.dumps(part, default=str))]
 
 
 def _model(model: dict[str, Any]) -> str:
