@@ -25,6 +25,7 @@ COMMAND = [
     "~model.float_activations", "quant.skip=[]", "quant.float_activations=[]", "data.limit_train=256",
     "data.batch_size=64", "reg.alpha=1", "stages.float.epochs=1", "stages.bits.epochs=2",
     "stages.bits.adjust_every_n_epochs=1", "stages.finetune.epochs=1", "logger=none", "+model.stages=[[8],[8]]",
+    "trainer.gradient_clip_val=null",
 ]  # fmt: skip
 
 
