@@ -2,6 +2,7 @@
 bits per layer, bits over epochs."""
 
 import io
+import logging
 from typing import Any
 
 from bsq_lightning.reports.front import pareto
@@ -9,6 +10,7 @@ from bsq_lightning.reports.front import pareto
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#e69f00", "#56b4e9")
 LINE, QUIET = "#3d444d", "#66707c"
 DASHES = ("solid", "dashed", "dotted", "dashdot")
+BASELINE_MARKERS = dict(zip(DASHES, ("s", "v", "X", "P"), strict=True))  # of baselines, all of one colour
 FORMATS = ("png", "pdf", "svg")
 MOST_LABELS = 24
 SIZES = {
@@ -193,7 +195,7 @@ def _draw_front(axis: Any, group: dict[str, Any], drawn: list[Any], open_: list[
             yerr=[[max(row["acc"] - (row["acc"] if row["lo"] is None else row["lo"]), 0) for row, _ in points],
                   [max((row["acc"] if row["hi"] is None else row["hi"]) - row["acc"], 0) for row, _ in points]],
             xerr=[[at[0] - at[1] for _, at in points], [at[2] - at[0] for _, at in points]],
-            color=colour, marker="s" if first["baseline"] else "^" if first["knobless"] else "o",
+            color=colour, marker=BASELINE_MARKERS[dash] if first["baseline"] else "^" if first["knobless"] else "o",
             markersize=0 if graded else 5, linestyle="none" if first["knobless"] else dash,
             linewidth=2 if first["baseline"] else 0.6 if graded else 1.2, elinewidth=0.8, capsize=2,
             label=curve + (": a line to beat" if first["baseline"] else ""), zorder=3,
@@ -362,6 +364,7 @@ def _epochs(group: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
 
 def _rendered(figure: Any, form: str) -> bytes:
     out = io.BytesIO()
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # the PDF writer's: it tells what it leaves out of a font
     # Without dates, so that the same runs give the same files.
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     figure.savefig(out, format=form, dpi=130, metadata=dates.get(form))

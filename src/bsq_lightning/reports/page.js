@@ -46,7 +46,8 @@ function ends(point, view) {  // of several seeds, the smallest and the largest 
   if (view.axis === "gb") return [point.gblo, point.gbhi];
   return view.axis === "c" && point.x ? [point.x[view.counting].lo, point.x[view.counting].hi] : [null, null];
 }
-function curveStyles(group) {  // baselines are dark, and differ by their dashes
+const BASELINE_MARKERS = {solid: "square", dash: "triangle-down", dot: "x", dashdot: "cross"};  // of baselines, by their dash
+function curveStyles(group) {  // baselines are dark, and differ by dash and marker
   const c = colours(), result = new Map(), taken = {true: 0, false: 0}, kinds = ["solid", "dash", "dot", "dashdot"];
   for (const row of group.rows) if (row.method !== "float" && !result.has(row.curve)) {
     const n = taken[row.baseline]++;
@@ -90,7 +91,7 @@ function frontTraces(group, view) {
     const x = rows.map((r) => at(r, view)), y = rows.map((r) => r.acc);
     traces.push({x, y, name: text(curve) + (base ? ": a line to beat" : ""), mode: rows[0].knobless ? "markers" : "lines+markers",
       line: {color: tone, width: base ? 2.5 : shade ? .8 : 1.6, dash},
-      marker: {size: shade ? 8 : 9, symbol: base ? "square" : rows[0].knobless ? "triangle-up" : "circle", ...(shade ? gradedMarker(rows, graded) : {color: tone})},
+      marker: {size: shade ? 8 : 9, symbol: base ? BASELINE_MARKERS[dash] : rows[0].knobless ? "triangle-up" : "circle", ...(shade ? gradedMarker(rows, graded) : {color: tone})},
       error_y: bar(y, rows.map((r) => r.lo), rows.map((r) => r.hi)), error_x: bar(x, rows.map((r) => ends(r, view)[0]), rows.map((r) => ends(r, view)[1])),
       hovertext: rows.map(hoverRow), hoverinfo: "text", customdata: rows.map((r) => r.runs[0])});
     for (const row of rows) labels.push({x: at(row, view), y: row.acc, label: shade ? "" : row.short, colour: tone});
