@@ -38,7 +38,9 @@ def in_process(
     return call
 
 
-def start(module: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+def start(
+    module: str, *arguments: str, cwd: Path | None = None, interruptible: bool = True, **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", f"bsq_lightning.{module}", *arguments],
         stdout=subprocess.PIPE,
@@ -47,7 +49,7 @@ def start(module: str, *arguments: str, cwd: Path | None = None, **environment: 
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
         # What a shell has put into the background ignores Ctrl-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL if interruptible else signal.SIG_IGN),
     )
 
 

@@ -47,7 +47,8 @@ class Preemption(L.Callback):
     metrics of the epoch so far and the position in its order of images, so that the run that goes on repeats no image
     and skips none. While it trains, its handlers stand in front of those that were there (Lightning's SIGTERM handler
     starts a collective operation from within the signal handler, which can meet another one); Lightning puts the old
-    ones back when the fit ends.
+    ones back when the fit ends. A signal that was ignored before the fit stays so: ``nohup`` and ``&`` in a script ask
+    for that.
 
     Args:
         signals: names of the signals.
@@ -72,6 +73,7 @@ class Preemption(L.Callback):
         self.signals = [signal.Signals[name] for name in signals]
         self.every_n_steps = every_n_steps
         self.last = Path(folder) / "checkpoints" / "last.ckpt"
+        self._ignored: list[signal.Signals] = []
         self._received = 0
         self._saving: int | None = None
 
@@ -87,10 +89,14 @@ class Preemption(L.Callback):
             return self._received
         return int(largest_over_ranks_(torch.tensor(self._received, device=pl_module.device)))
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning's handler of SIGTERM, which comes after this, covers what was there.
+        self._ignored = [number for number in self.signals if signal.getsignal(number) is signal.SIG_IGN]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         try:
             for number in self.signals:
-                signal.signal(number, self._receive)
+                signal.signal(number, signal.SIG_IGN if number in self._ignored else self._receive)
         except ValueError:
             log.warning("training outside the main thread: a signal will end it without a checkpoint of the epoch")
 

@@ -26,7 +26,7 @@ from bsq_lightning.cli.building.trainers import check_processes, device_count
 from bsq_lightning.cli.config import USER_ERRORS, quiet_lightning
 from bsq_lightning.cli.run.joining import started_ranks
 from bsq_lightning.cli.run.one_run import run
-from bsq_lightning.cli.run.stopping import STOPPED
+from bsq_lightning.cli.run.stopping import STOPPED, heard
 from bsq_lightning.cli.trust import own_packages
 from bsq_lightning.run_folder import RunFolder
 
@@ -98,7 +98,7 @@ def _launch_config(hosts: int, devices: int) -> Any:
 
     common: dict[str, Any] = {
         "min_nodes": hosts, "max_nodes": hosts, "nproc_per_node": devices, "max_restarts": 0,
-        "signals_to_handle": ",".join(s.name for s in _SIGNALS),
+        "signals_to_handle": ",".join(s.name for s in heard(_SIGNALS)),
         "shutdown_timeout": GRACE,
     }  # fmt: skip
     if hosts == 1:
@@ -153,7 +153,7 @@ def stop_politely(task: Callable[[DictConfig, RunFolder], None], cfg: DictConfig
     """
     import time
 
-    before = signal.signal(signal.SIGINT, leave)
+    before = {number: signal.signal(number, leave) for number in heard([signal.SIGINT])}
     try:
         task(cfg, folder)
     except Preempted as stop:
@@ -167,7 +167,8 @@ def stop_politely(task: Callable[[DictConfig, RunFolder], None], cfg: DictConfig
                 time.sleep(GRACE)
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave(signum: int, frame: Any) -> None:

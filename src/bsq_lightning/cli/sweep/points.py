@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bsq_lightning.cli.run.stopping import STOPPED
+from bsq_lightning.cli.run.stopping import STOPPED, heard
 from bsq_lightning.cli.sweep.progress import Progress
 from bsq_lightning.cli.terminal import span
 from bsq_lightning.files import open_to_append
@@ -154,12 +154,12 @@ def _stopped_together(active: Mapping[int, "_Process"]) -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         sys.exit(128 + number)
 
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, leave) for number in heard}  # nohup and `&` have some ignored
+    stopping = heard([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    before = {number: signal.signal(number, leave) for number in stopping}
     try:
         yield
     finally:
-        for number in {signal.SIGTERM, signal.SIGHUP} & set(heard):  # a closed terminal sends several
+        for number in {signal.SIGTERM, signal.SIGHUP} & set(stopping):  # a closed terminal sends several
             signal.signal(number, signal.SIG_IGN)
         try:
             if active:
