@@ -24,6 +24,7 @@ from tests.cli.commands import run
 
 GROUPS = {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
 SGD = "stages.bits.optimizer"
+BEST = "+callbacks.best={_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/acc, filename: best}"
 #: Overrides of ``experiment=quickstart``, and words that the message must have: the key first.
 WRONG: list[tuple[Sequence[str], Sequence[str]]] = [
     # epochs and intervals
@@ -157,6 +158,7 @@ WRONG: list[tuple[Sequence[str], Sequence[str]]] = [
         ("", "save_on_train_epoch_end", "false", "False"), ("+", "every_n_train_steps", "7", "7"),
         ("+", "save_weights_only", "true", "True"),
     )],
+    (["average=ema", BEST], ["callbacks.best.monitor=val/acc", "not measured", "average=none", "last.ckpt"]),
 ]  # fmt: skip
 
 
@@ -185,6 +187,8 @@ def test_a_wrong_setting_is_refused_in_words_that_name_it(overrides: Sequence[st
 
 #: What is unusual and right.
 RIGHT: list[Sequence[str]] = [
+    [BEST],
+    ["average=ema"],
     ["stages.bits.epochs=0"],
     ["stages.finetune.epochs=0"],
     ["quant=none", "reg=none"],

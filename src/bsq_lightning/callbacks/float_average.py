@@ -15,9 +15,10 @@ class FloatAverage(L.Callback):
 
     Float parameters are those that are trained and not quantized: batch norm's factors and offsets, biases, learned
     clips. Averages stand in their place during validation, and for good after the last epoch, before ranges are fixed
-    and the checkpoint is written, so that what is stored is what was measured; the next step trains on with what was
-    there before. An average begins at its parameter, and follows it fast at first: decay is at most
-    ``(1 + t) / (10 + t)`` at step t. They are in the checkpoint: a run that resumes has them bit for bit.
+    and the checkpoint is written, so that what is stored is what was measured; until then the next step trains on with
+    what was there before, which is what checkpoints between epochs hold. An average begins at its parameter, and
+    follows it fast at first: decay is at most ``(1 + t) / (10 + t)`` at step t. They are in the checkpoint: a run that
+    resumes has them bit for bit.
 
     Args:
         decay: of the average, each step.

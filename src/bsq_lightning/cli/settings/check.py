@@ -66,7 +66,7 @@ def check_values(cfg: DictConfig, model: type[BaseModel] | None = None) -> None:
     values = {key: value for key, value in values.items() if key not in own}
     found = list(_problems(values, kind))
     if model is None and not found:
-        found = [*_trainer(values["trainer"]), *_stages(values), *_unused(raw), *_checkpoints(values["callbacks"])]
+        found = [*_trainer(values["trainer"]), *_stages(values), *_unused(raw), *_checkpoints(values)]
     if not found:
         found = list(_parts(values))
     if found:
@@ -189,8 +189,8 @@ def _unused(raw: Mapping[str, Any]) -> Iterator[Problem]:
             yield f"quant.{key}", f"\0 is used by nothing{_instead(key, used)}"
 
 
-def _checkpoints(callbacks: Mapping[str, Any]) -> Iterator[Problem]:
-    for name, part in (callbacks or {}).items():
+def _checkpoints(values: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, part in (values["callbacks"] or {}).items():
         if not str((part or {}).get("_target_")).endswith(".ModelCheckpoint"):
             continue
         if name == "checkpoint":
@@ -203,6 +203,13 @@ def _checkpoints(callbacks: Mapping[str, Any]) -> Iterator[Problem]:
                     )
         elif part.get("filename") == "last":
             yield f"callbacks.{name}.filename", "\0=last is the file that resume reads: choose another name"
+        elif values.get("average") and part.get("monitor") is not None:
+            yield (
+                f"callbacks.{name}.monitor",
+                f"\0={part['monitor']} would keep weights that were not measured: with average=ema the averages are, "
+                "and between epochs training goes on, and is saved, without them. Use average=none, or leave "
+                f"callbacks.{name} out: after the last epoch last.ckpt holds the averages",
+            )
 
 
 def _shown(value: Any) -> str:
