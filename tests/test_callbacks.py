@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsq_lightning.callbacks import PrecisionAdjustment, RangeCalibration, RunRecorder
+from bsq_lightning.callbacks.each_step import EachStep
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from bsq_lightning.data import DigitsDataModule
 from bsq_lightning.models import ResNetCifar
@@ -92,6 +93,26 @@ def test_accumulation_and_clipping_act_as_on_a_float_network(tmp_path: Path) -> 
     for bit in range(planes.shape[1]):
         values = planes[:, bit][planes[:, bit] > 0]
         assert values.numel() == 0 or float(values.max() - values.min()) < 1e-3
+
+
+class Steps(EachStep):
+    """The optimizer steps that were made when it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def after_step(self, trainer: L.Trainer, module: QuantModule, batch: object) -> None:
+        self.seen.append(trainer.global_step)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 8), (3, 4)])
+def test_a_step_is_told_once_however_many_batches_it_takes(accumulated: int, steps: int, tmp_path: Path) -> None:
+    """Four batches an epoch: the last is a step, whether there are as many as asked or not."""
+    told = Steps()
+    settings = {"max_epochs": 2, "accumulate_grad_batches": accumulated, "callbacks": [told]}
+    trainer(tmp_path, **settings, enable_checkpointing=False).fit(module(), digits())
+    assert told.seen == list(range(1, steps + 1))
 
 
 def test_an_adjustment_that_moves_weights_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from bsq_lightning.callbacks.each_step import EachStep
 from bsq_lightning.module import QuantModule
 
 
-class FloatAverage(L.Callback):
+class FloatAverage(EachStep):
     """Averages the float parameters over the steps, ``a <- decay a + (1 - decay) p``, and measures with the averages.
 
     Float parameters are those that are trained and not quantized: batch norm's factors and offsets, biases, learned
@@ -33,23 +34,16 @@ class FloatAverage(L.Callback):
         self.decay = decay
         self.averages: dict[str, Tensor] = {}
         self._trained: dict[str, Tensor] = {}
-        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = trainer.global_step
         for name, parameter in _floats(pl_module):
             kept = self.averages.get(name, parameter.detach())
             self.averages[name] = kept.to(parameter).clone()
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._step:
-            return  # batches are accumulated
-        self._step = trainer.global_step
-        decay = min(self.decay, (1 + self._step) / (10 + self._step))
-        for name, parameter in _floats(pl_module):
+    def after_step(self, trainer: L.Trainer, module: QuantModule, batch: Any) -> None:
+        decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        for name, parameter in _floats(module):
             self.averages[name].lerp_(parameter, 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from bsq_lightning.callbacks.each_step import EachStep
 from bsq_lightning.module import QuantModule
 from bsq_lightning.quantizers import WeightQuantizer
 
@@ -80,7 +81,7 @@ def follow_(record: Record, quantizer: WeightQuantizer, momentum: float, thresho
     quantizer.hold_codes_(record.frozen, record.codes)
 
 
-class OscillationFreezing(L.Callback):
+class OscillationFreezing(EachStep):
     """After every optimizer step, ``follow_`` for every quantized tensor.
 
     The threshold falls by a cosine over the stage, so that few weights are held while all still move. The records are
@@ -101,7 +102,6 @@ class OscillationFreezing(L.Callback):
                 raise ValueError(f"freeze.{name} is between 0 and 1, not {value!r}")
         self.momentum, self.start, self.end = momentum, start, end
         self.records: dict[str, Record] = {}
-        self._step = 0
 
     def check(self, module: QuantModule, steps: int) -> None:
         """Before training.
@@ -118,22 +118,15 @@ class OscillationFreezing(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
-        self._step = trainer.global_step
         self.check(pl_module, int(trainer.estimated_stepping_batches))
         for name, _, quantizer in pl_module.network.quantizers():
             if name not in self.records:
                 self.records[name] = begun(quantizer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, QuantModule)
-        if trainer.global_step == self._step:
-            return  # batches are accumulated
-        self._step = trainer.global_step
-        done = self._step / int(trainer.estimated_stepping_batches)
+    def after_step(self, trainer: L.Trainer, module: QuantModule, batch: Any) -> None:
+        done = trainer.global_step / int(trainer.estimated_stepping_batches)
         threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
-        for name, parameter, quantizer in pl_module.network.quantizers():
+        for name, parameter, quantizer in module.network.quantizers():
             record = self.records[name]
             if record.precision != quantizer.precision:
                 self.records[name] = begun(quantizer)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import lightning as L
 
+from bsq_lightning.callbacks.each_step import EachStep
 from bsq_lightning.callbacks.precision_adjustment import sizes_of
 from bsq_lightning.module import QuantModule
 from bsq_lightning.optimizer import LatentOptimizer
@@ -28,7 +29,7 @@ class Allocator(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-class PrecisionAllocation(L.Callback):
+class PrecisionAllocation(EachStep):
     """Asks an allocator for bits at even intervals of optimizer steps, gives them to the quantizers and writes a row of
     ``adjustments.jsonl`` for each exchange that changed any; after the last exchange the bits are final.
 
@@ -43,7 +44,6 @@ class PrecisionAllocation(L.Callback):
     def __init__(self, allocator: Allocator, folder: str | None = None) -> None:
         self.allocator = allocator
         self.folder = RunFolder(Path(folder)) if folder else None
-        self._step = 0
 
     def check(self, module: QuantModule, steps: int) -> None:
         """Before training, for a stage of so many optimizer steps.
@@ -55,37 +55,30 @@ class PrecisionAllocation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, QuantModule)
-        self._step = trainer.global_step
         _optimizer(pl_module).damage.every = 1
-        if self._step == 0:
+        if trainer.global_step == 0:
             self.check(pl_module, int(trainer.estimated_stepping_batches))
         if self.folder and trainer.is_global_zero:
-            self.folder.cut_adjustments(pl_module.stage, trainer.current_epoch, self._step)
+            self.folder.cut_adjustments(pl_module.stage, trainer.current_epoch, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, QuantModule)
-        if trainer.global_step == self._step:
-            return  # batches are accumulated
-        self._step = trainer.global_step
-        number, rest = divmod(self._step, self.allocator.interval(int(trainer.estimated_stepping_batches)))
+    def after_step(self, trainer: L.Trainer, module: QuantModule, batch: Any) -> None:
+        number, rest = divmod(trainer.global_step, self.allocator.interval(int(trainer.estimated_stepping_batches)))
         if rest or number > self.allocator.exchanges:
             return
-        network, quantizers = pl_module.network, _quantizers(pl_module)
+        network, quantizers = module.network, _quantizers(module)
         images = len(batch[1]) * trainer.accumulate_grad_batches * trainer.world_size
         before = network.scheme()
-        bits = self.allocator.exchange(number, quantizers, _optimizer(pl_module).damage, images)
+        bits = self.allocator.exchange(number, quantizers, _optimizer(module).damage, images)
         network.adjust_precision_(bits)
         if bits:
-            self._record(trainer, pl_module, before)
+            self._record(trainer, module, before)
         if number == self.allocator.exchanges:
             for quantizer in quantizers.values():
                 quantizer.settle_()  # type: ignore[operator]
             now = network.scheme()
             log.info(
-                "the bits are final after step %d: %.3f per weight (%.2f x): %s", self._step, now.mean_precision,
-                now.compression("paper"), " ".join(str(n) for n in now.precisions().values()),
+                "the bits are final after step %d: %.3f per weight (%.2f x): %s", trainer.global_step,
+                now.mean_precision, now.compression("paper"), " ".join(str(n) for n in now.precisions().values()),
             )  # fmt: skip
 
     def _record(self, trainer: L.Trainer, module: QuantModule, before: Scheme) -> None:
@@ -96,7 +89,7 @@ class PrecisionAllocation(L.Callback):
         self.folder.add_adjustment({
             "stage": module.stage,
             "epoch": trainer.current_epoch,
-            "step": self._step,
+            "step": trainer.global_step,
             **sizes_of(before, after),
             "layers": {
                 name: {"from": was[name], "to": n, **({"curvature": curvature[name]} if name in curvature else {})}
