@@ -93,7 +93,7 @@ def _model_card(
     )  # fmt: skip
     arguments = ", ".join(f"{key}={value!r}" for key, value in (architecture.get("arguments") or {}).items())
     folded = "Batch norms were folded into the layers before them: `fold_batch_norm_(net)` of "
-    folded += "`bsq_lightning.post_training.fold` makes such a network.\n"
+    folded += "`bsq_lightning.post_training` makes such a network.\n"
     lines = [
         f"# {name}, quantized",
         "",

@@ -18,9 +18,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from bsq_lightning.exporters.agreement import Agreement, compare, top1_agreement
-from bsq_lightning.exporters.folding import LAYERS, computes_as, fold_batch_norm, traced
+from bsq_lightning.exporters.folding import fold_batch_norm
 from bsq_lightning.exporters.forms import plain_forms
 from bsq_lightning.exporters.pair import check_ranges, simulated
+from bsq_lightning.ops.batch_norm import LAYERS, computes_as, traced
 from bsq_lightning.quantized_tensor import QuantizedState
 
 EXACT = 53  # bits up to which float64 holds every integer
@@ -120,7 +121,7 @@ class _Value:
 
 class _Integers(fx.Interpreter):
     def __init__(self, net: nn.Module, state: QuantizedState, fraction_bits: int) -> None:
-        super().__init__(traced(net))
+        super().__init__(traced(net, inside=True))
         self.extra_traceback = False  # a user's network is refused by name; where fx was then tells nothing more
         self.grid = 2.0**-fraction_bits
         self.forms, _ = plain_forms(state)

@@ -1,7 +1,7 @@
 """Quantization of a trained network without training: each method is a callable on one weight."""
 
+from bsq_lightning.ops.batch_norm import fold_batch_norm_
 from bsq_lightning.post_training.base import PostTrainingMethod, output_errors
-from bsq_lightning.post_training.fold import fold_batch_norm_
 from bsq_lightning.post_training.layer_inputs import layer_inputs
 from bsq_lightning.post_training.multipoint import Multipoint
 from bsq_lightning.post_training.network import quantize_
