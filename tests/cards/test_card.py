@@ -48,8 +48,8 @@ def test_it_is_the_same_after_it_was_written_and_none_of_its_fields_can_be_left_
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "card_version: 1", "card_version: 2", "a: &a [1]\nb: [*a, *a]", "!!python/object:os.x {}",
-             "{[" * 99]
+    "text", ["", "[1]", "card_version: 1", "card_version: 2", "card_version: 3", "a: &a [1]\nb: [*a, *a]",
+             "!!python/object:os.x {}", "{[" * 99]
 )  # fmt: skip
 def test_what_is_no_card_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="OTHER is not a quantization card"):
@@ -94,6 +94,14 @@ def test_kinds_of_layers_are_found_in_the_architecture() -> None:
     assert worst["3"] <= 4 + 4 + 4 and worst["6"] <= 4 + 4 + 7  # ceil(log2 9), ceil(log2 96)
     skipped = card(network(skip=["3"]))
     assert skipped["layers.float_layers"] == ["3"] and skipped["layers.depthwise"]["quantized"] == "no"
+
+
+def test_float_weights_are_told_without_the_folders_of_this_machine() -> None:
+    quantized = network()
+    config = {"model": {"weights": "/home/me/runs/float.ckpt"}}
+    found = build_card(quantized.net, quantized.state(), config=config)
+    assert found["model.float_weights"] == {"value": "float.ckpt", "source": "config"}
+    assert "/home" not in found.to_yaml()
 
 
 def test_depthwise_convolutions_of_a_known_network() -> None:

@@ -1,5 +1,6 @@
 """``card`` as a command: what a run leaves is what is computed again, and a change after the run does not go unseen."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import yaml
 
 from bsq_lightning.card import main
 from bsq_lightning.cards import Card
+from bsq_lightning.cli.run.card import sha256_of_float
+from bsq_lightning.run_folder import RunFolder
 from tests.cli.commands import TINY, InProcess, in_process, run
 
 UNIFORM = [*(o for o in TINY if "reg.alpha" not in o and "stages.bits" not in o), "quant=uniform"]
@@ -36,6 +39,7 @@ def test_a_run_leaves_the_card_that_its_weights_give_again(trained: Path, tmp_pa
     assert code == 0 and "| weights.bits_per_layer | conv1 8, layer1.0.conv1 3" in output, output
     assert Card.load(folder) == left and left["model.float_weights"]["source"] == "config"
     assert left["generated_from.checkpoint_sha256"] in (folder / "card.md").read_text()
+    assert str(trained.parent) not in (trained / "card.yaml").read_text() + (trained / "card.md").read_text()
     code, output = command(f"run={folder}", f"diff={trained / 'card.yaml'}")
     assert code == 0 and output == "the cards agree in every field\n", output
 
@@ -74,3 +78,20 @@ def test_what_was_changed_after_the_run_is_named(what: str, trained: Path, tmp_p
     change(folder)
     code, output = command(f"run={folder}")
     assert code == 1 and said in output and "Traceback" not in output, output
+
+
+def test_float_weights_are_told_by_name_and_hash_also_when_they_are_gone(trained: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "float.ckpt", RunFolder(tmp_path)
+    file.write_bytes(b"weights")
+    config = {"model": {"weights": str(file)}}
+    known = sha256_of_float(config, folder)
+    assert known == hashlib.sha256(b"weights").hexdigest()
+    card = Card.load(trained)
+    section = {**card.sections["generated_from"], "float_weights_sha256": known}
+    folder.card_file.write_text(Card({**card.sections, "generated_from": section}).to_yaml())
+    file.unlink()
+    assert sha256_of_float(config, folder) == known
+    folder.card_file.unlink()
+    assert sha256_of_float(config, folder) == "unknown"
+    assert sha256_of_float({"model": {"weights": "IMAGENET1K_V1"}}, folder) == "n/a"
+    assert card["generated_from.float_weights_sha256"] == "n/a"

@@ -49,7 +49,14 @@ def build_card(
     sections: dict[str, dict[str, Any]] = {
         "generated_from": {
             key: origin.get(key, UNKNOWN)
-            for key in ("checkpoint", "checkpoint_sha256", "quantized_sha256", "commit", "command")
+            for key in (
+                "checkpoint",
+                "checkpoint_sha256",
+                "quantized_sha256",
+                "float_weights_sha256",
+                "commit",
+                "command",
+            )  # fmt: skip
         }
         | {
             "seed": summary.get("seed", UNKNOWN),
@@ -84,13 +91,7 @@ def build_card(
         },
         "layers": measured.layers_of(net, state),
         "batchnorm": {"folded": _folded(net, config), "re_estimated": _re_estimated(config)},
-        "corrections": {"bias_correction": "none", "equalization": "none"},
-        "accumulation": {
-            "bits": "fp32",
-            "simulated": "no",
-            "overflow": NOT_APPLICABLE,
-            "worst_case_bits_per_layer": measured.accumulation_of(net, state) or NOT_APPLICABLE,
-        },
+        "accumulation": {"worst_case_bits_per_layer": measured.accumulation_of(net, state) or NOT_APPLICABLE},
         "arithmetic": {"integer_only": "no: steps, batch norm and sums of branches are float"}
         | measured.arithmetic_of(state),
         "data": _data(config, summary, origin, ranges=bool(state.activations)),
@@ -164,7 +165,7 @@ def _float_weights(config: Mapping[str, Any]) -> Any:
     if not model:
         return UNKNOWN
     given = next((model[key] for key in _FLOAT_WEIGHTS if model.get(key)), None)
-    return told("trained in this run" if given is None else str(given))
+    return told("trained in this run" if given is None else str(given).rpartition("/")[2])  # folders are this machine's
 
 
 def _kind(config: Mapping[str, Any]) -> str | None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
-VERSION = 1
+VERSION = 2
 NOT_APPLICABLE, UNKNOWN = "n/a", "unknown"
 #: Sections and their fields. What the papers on confounders of quantization ask for (arXiv 2102.06366; its layout of a
 #: card was not readable, the fields are ours).
 SCHEMA: dict[str, tuple[str, ...]] = {
     "generated_from": (
-        "checkpoint", "checkpoint_sha256", "quantized_sha256", "commit", "command", "seed", "versions", "date",
+        "checkpoint", "checkpoint_sha256", "quantized_sha256", "float_weights_sha256", "commit", "command", "seed",
+        "versions", "date",
     ),
     "model": (
         "name", "parameters", "float_weights", "float_accuracy", "task", "dataset", "eval_images", "preprocessing",
@@ -34,8 +35,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         "unquantized_parameter_fraction",
     ),
     "batchnorm": ("folded", "re_estimated"),
-    "corrections": ("bias_correction", "equalization"),
-    "accumulation": ("bits", "simulated", "overflow", "worst_case_bits_per_layer"),
+    "accumulation": ("worst_case_bits_per_layer",),
     "arithmetic": ("integer_only", "products_per_mac", "shifts_per_weight", "special_hardware"),
     "data": (
         "calibration_images", "fingerprint", "labelled", "labels", "training_images", "epochs", "augmentation",
@@ -101,7 +101,10 @@ class Card:
                 raise ValueError("it repeats parts by reference, which no card does")
             content = yaml.safe_load(text)
             if not isinstance(content, dict) or content.pop("card_version", None) != VERSION:
-                raise ValueError(f"it has no card_version {VERSION}")
+                raise ValueError(
+                    f"it has no card_version {VERSION}; of a run, python -m bsq_lightning.card run=FOLDER "
+                    "overwrite=true writes it anew"
+                )
             return cls(content)
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{source} is not a quantization card ({' '.join(str(error).split())})") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -52,8 +53,11 @@ def card_of_run(
         "checkpoint": str(folder.last.relative_to(folder.path)),
         "checkpoint_sha256": _sha256(folder.last),
         "quantized_sha256": _sha256(folder.quantized_file),
+        "float_weights_sha256": sha256_of_float(config, folder),
         "commit": _commit(),
-        "command": " ".join(["ptq" if config.get("ptq") else "train", *read_overrides(folder.path)]),
+        "command": " ".join(
+            ["ptq" if config.get("ptq") else "train", *map(without_folders, read_overrides(folder.path))]
+        ),
         "date": time.strftime("%Y-%m-%d"),
         "fingerprint": f"{datamodule.fingerprint():016x}",
         "swept": _swept(folder),
@@ -130,6 +134,31 @@ def _swept(folder: RunFolder) -> str | list[str]:
     keys = {override.partition("=")[0].lstrip("+~") for overrides in points for override in overrides}
     constant = {override.partition("=")[0].lstrip("+~") for override in common}
     return sorted(keys - constant) or "unknown"
+
+
+def without_folders(override: str) -> str:
+    """An override whose absolute paths are names: which folders they were in says nothing on another machine.
+
+    Example:
+        >>> without_folders("model.weights=/home/me/float.ckpt"), without_folders("hydra.run.dir='/a b/c'")
+        ('model.weights=float.ckpt', "hydra.run.dir='c'")
+        >>> without_folders("~model.shortcut"), without_folders("data.root=images/mine")
+        ('~model.shortcut', 'data.root=images/mine')
+    """
+    return re.sub(r"(?<=[=,\[{: '\"])[~/](?:[^,\]}'\"/]*/+)*(?=[^,\]}'\"/])", "", override)
+
+
+def sha256_of_float(config: Any, folder: RunFolder) -> str:
+    """Of the file with the float weights; once it is gone, what the card that the folder keeps says."""
+    path = (config.get("model") or {}).get("weights")
+    if not path or str(path).isidentifier():  # trained here, or one of torchvision's
+        return "n/a"
+    if Path(path).is_file():
+        return _sha256(Path(path))
+    try:
+        return Card.load(folder.card_file)["generated_from.float_weights_sha256"]
+    except (FileNotFoundError, ValueError):
+        return "unknown"
 
 
 def _sha256(path: Path) -> str:
