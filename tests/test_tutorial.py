@@ -51,7 +51,9 @@ def ran(folder: Path, *arguments: str) -> str:
 
 
 def test_the_page_has_what_it_speaks_of() -> None:
-    assert [name for name, _ in FILES] == ["my_nets.py", "conf/experiment/mine.yaml", "classify.py", "notebook.py"]
+    assert [name for name, _ in FILES] == [
+        "my_nets.py", "conf/experiment/mine.yaml", "classify.py", "notebook.py", "plain.py",
+    ]  # fmt: skip
     assert len(COMMANDS) == 1 and len([line for line in dict(FILES)["my_nets.py"].splitlines() if line.strip()]) <= 30
 
 
@@ -68,6 +70,7 @@ def test_commands_and_another_process(folder: Path) -> None:
         ("across", "board", "down").index(Path(path).parent.name) == int(found) for path, found in map(str.split, lines)
     ]
     assert len(right) == len(paths) and sum(right) > 0.8 * len(right)
+    ran(folder, sys.executable, "plain.py")
 
 
 @pytest.mark.slow
