@@ -279,8 +279,7 @@ def test_a_run_says_all_that_is_wrong_at_once_and_trains_nothing(tmp_path: Path)
 )
 def test_every_command_asks_the_same(command: str, arguments: list[str], expected: list[str], tmp_path: Path) -> None:
     where = [f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
-    # options first: argparse takes what is set behind one that stands in the middle for another command's
-    code, output = run(command, *arguments, "experiment=quickstart", "logger=none", *where, cwd=tmp_path)
+    code, output = run(command, "experiment=quickstart", *arguments, "logger=none", *where, cwd=tmp_path)
     assert code == 1 and "Traceback" not in output, output
     for words in expected:
         assert words in output, output

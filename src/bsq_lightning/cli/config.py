@@ -96,6 +96,26 @@ def quote_paths(arguments: list[str]) -> list[str]:
     return quoted
 
 
+def options_first(arguments: list[str]) -> list[str]:
+    """The options in front of the overrides: argparse, as Hydra asks it, reads no override behind an option that stands
+    among others.
+
+    Example:
+        >>> options_first(["model=resnet20", "-m", "reg.alpha=1e-3,2e-3", "--config-dir", "my=conf", "seed=1"])
+        ['-m', '--config-dir', 'my=conf', 'model=resnet20', 'reg.alpha=1e-3,2e-3', 'seed=1']
+    """
+    from hydra._internal.utils import get_args_parser
+
+    overrides = list(get_args_parser().parse_intermixed_args(arguments).overrides)
+    options, left = [], list(overrides)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            options.append(argument)
+    return options + overrides
+
+
 def quiet_lightning() -> None:
     """Lightning announces devices and tips at every Trainer, twice under Hydra's logging; a run makes five of them."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -122,7 +142,7 @@ def run_command(task: Callable[..., Any], config_name: str) -> None:
     import hydra
 
     import_from_here()
-    sys.argv[1:] = quote_paths(sys.argv[1:])
+    sys.argv[1:] = quote_paths(options_first(sys.argv[1:]))
     if empty := [group for group in map(_emptied, sys.argv[1:]) if group]:
         files = sorted(path.stem for path in (Path(CONF_DIR) / empty[0]).glob("*.yaml"))
         sys.exit(f"error: {empty[0]} must be one of {', '.join(files)}, or a file of yours (--config-dir), not null")
