@@ -31,12 +31,13 @@ class ProcessLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Runs the points; the exit status of the command is 1 if one failed, 75 if other processes train the rest."""
+        """Runs the points; the exit status of the command is 1 if one failed, 75 if others were stopped or are trained by
+        other processes. A sweeper that learns is told of a failure as one of the point, and may go on."""
         from hydra.core.utils import configure_log
 
         from bsq_lightning.cli.config import quiet_lightning
         from bsq_lightning.cli.objective import objective
-        from bsq_lightning.cli.sweep.launch import launch_points
+        from bsq_lightning.cli.sweep.launch import failure_of, launch_points, learns
 
         quiet_lightning()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -55,7 +56,8 @@ class ProcessLauncher(Launcher):
             result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
             summary = point.folder.summary() if point.folder.is_finished else {}
             value = objective(point.cfg.get("objective"), summary)
-            result.return_value = SystemExit(failed) if status else value
+            end = failure_of(point, self.config) if status == 1 and learns(self.config) else SystemExit(failed)
+            result.return_value = end if status else value
             returns.append(result)
         return returns
 

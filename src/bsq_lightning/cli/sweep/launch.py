@@ -97,7 +97,7 @@ def launch_points(
     announce: Callable[[list[Point]], None] = lambda points: None,
 ) -> list[tuple[Point, int]]:
     """Trains the points of a multirun that are not done yet; returns all of them, each with an exit status: 0 where it
-    is done, 75 where another process trains it, else 1.
+    is done, 1 where it failed, 75 where it was stopped or another process trains it.
 
     With ``preflight=only`` each point is checked in a folder that is gone afterwards.
 
@@ -127,7 +127,7 @@ def launch_points(
             if _is_ptq(point):
                 point = replace(point, cfg=begun_from(point.cfg, point.overrides))
             here = {"accelerator": "auto"} if elsewhere and point.cfg.trainer.accelerator != "cpu" else {}
-            if not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper"):
+            if learns(config):
                 check_objective(point.cfg)
             tried = cast(DictConfig, OmegaConf.merge(point.cfg, {"trainer": here}))
             check_constructors(tried, seen, point.overrides, elsewhere)
@@ -147,16 +147,30 @@ def launch_points(
         finally:
             _forget(sweep)
     sweep.add_points({str(p.folder.path.relative_to(sweep.path)): p.overrides for p in points})
-    train(_plan(points, sweep, arguments))
-    print_status(sweep)
-    print_next(sweep)
+    train(_plan(points, sweep, arguments, share=learns(config)))
+    if first + len(jobs) >= config.hydra.sweeper.get("n_trials", 0):  # a study has a batch after the other
+        print_status(sweep)
+        print_next(sweep)
     return [(point, _exit_status(point)) for point in points]
+
+
+def learns(config: DictConfig) -> bool:
+    """Whether the sweeper of a multirun chooses its points by the results of earlier ones."""
+    return not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper")
+
+
+def failure_of(point: Point, config: DictConfig) -> ChildProcessError:
+    """What a sweeper that learns is told of a point that failed, and shows."""
+    message = f"{point.folder.path.name} failed: {(point.folder.error() or {}).get('message')}"
+    if config.hydra.sweeper.get("max_failure_rate", 1) < 1:
+        message += ". hydra.sweeper.max_failure_rate=1 lets the study go on with the next trial"
+    return ChildProcessError(message)
 
 
 def _exit_status(point: Point) -> int:
     if point.folder.is_finished or point.cfg.until in point.folder.results():
         return 0
-    return InUseError.exit_status if point.folder.state == "running" else 1
+    return 1 if point.folder.state == "failed" else InUseError.exit_status
 
 
 def check_only(points: list[Point], arguments: list[str], train: Callable[[Plan], None]) -> list[tuple[Point, int]]:
@@ -187,7 +201,8 @@ def _is_ptq(point: Point) -> bool:
     return bool(point.cfg.get("ptq"))
 
 
-def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan:
+def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str], share: bool) -> Plan:
+    """What is left to train; with ``share`` a point alone shares its float stage with those that are to come."""
     shared: dict[Path, list[Point]] = {}
     todo = [point for point in points if point.folder.state not in ("done", "running")]
     for point in todo:
@@ -195,7 +210,7 @@ def _plan(points: list[Point], sweep: SweepFolder, arguments: list[str]) -> Plan
         own = stages[0] != FLOAT or len(stages) == 1 or point.cfg.float_stage or point.folder.last.exists()
         if not own:
             shared.setdefault(_float_folder(point.cfg, sweep), []).append(point)
-    shared = {path: users for path, users in shared.items() if len(users) > 1 or path.exists()}
+    shared = {path: users for path, users in shared.items() if share or len(users) > 1 or path.exists()}
     uses = {point.folder.path: path for path, users in shared.items() for point in users}
     commands = {}
     for point in todo:
@@ -235,7 +250,8 @@ def _train(plan: Plan, slots: Slots, progress: Progress) -> None:
     commands = dict(plan.commands)
     for path, float_folder in plan.uses.items():
         if not trained.get(float_folder, True):
-            RunFolder(path).record_error(f"its float stage failed, see {float_folder / 'error.json'}")
+            if RunFolder(float_folder).state == "failed":  # else it was stopped, and goes on at the next start
+                RunFolder(path).record_error(f"its float stage failed, see {float_folder / 'error.json'}")
             del commands[path]
     run_points(commands, slots, plan.sweep.path.name, progress=progress)
 
@@ -245,7 +261,9 @@ def _compose(
 ) -> Point:
     # What all points have in common is left out of the names of their folders.
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
-    keys = ",".join(f"'{override.partition('=')[0].lstrip('+~')}'" for override in sorted(common))
+    excluded = {override.partition("=")[0].lstrip("+~") for override in common}
+    excluded |= set(config.hydra.job.config.override_dirname.exclude_keys)
+    keys = ",".join(f"'{key}'" for key in sorted(excluded))
     cfg = loader.load_sweep_config(
         config, [*jobs[i], f"hydra.job.config.override_dirname.exclude_keys=[{keys}]", "hydra.mode=RUN"]
     )
