@@ -10,7 +10,8 @@ folder and given up by its death; ``wandb.json`` and ``wandb/``, the id and the 
 nothing reads back.
 
 A sweep folder: ``sweep.json`` (the points that were asked for) above one run folder for each; ``jobs.json``, the newest
-SLURM job of each, where they are trained on a cluster.
+SLURM job of each, where they are trained on a cluster. A search's is one with ``search.json``, the trials that ended,
+and ``.searching.lock``, held by the process that searches.
 """
 
 import csv
@@ -261,18 +262,10 @@ class RunFolder:
             yield
             return
         check_inside(self.path)
-        lock = FileLock(self._lock)
-        try:
-            # A reader of `state` holds the lock for an instant.
-            lock.acquire(timeout=2)
-        except Timeout:
-            raise InUseError(f"{self.path} is in use: another process is training in this folder") from None
-        try:
+        with _locked(self._lock, f"{self.path} is in use: another process is training in this folder"):
             for folder in (self.path, self.checkpoints):
                 remove_leftovers(folder)
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def recording_errors(self) -> Iterator[None]:
@@ -281,7 +274,7 @@ class RunFolder:
         Of the ranks of a run, the first error is kept: those of the others follow from it.
         """
         if self.writer:
-            self._error_file.unlink(missing_ok=True)
+            self.forget_error()
         try:
             yield
         except Exception as error:
@@ -321,6 +314,10 @@ class RunFolder:
         }
         write_whole(self._error_file, json.dumps(content, indent=1))
 
+    def forget_error(self) -> None:
+        """A new start: what the one before failed with is past."""
+        self._error_file.unlink(missing_ok=True)
+
     def error(self) -> dict[str, Any] | None:
         """What the last start failed with, if it failed."""
         path = self._error_file
@@ -347,6 +344,21 @@ class RunFolder:
                 f"python -m bsq_lightning.train resume={self.path} writes it again"
             ) from error
         return summary
+
+
+@contextmanager
+def _locked(path: Path, said: str) -> Iterator[None]:
+    """Holds a lock until the block ends or the process dies; raises InUseError where another process has it."""
+    lock = FileLock(path)
+    try:
+        # A reader of `state` holds the lock of a run for an instant.
+        lock.acquire(timeout=2)
+    except Timeout:
+        raise InUseError(said) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _before(stage: str, epoch: int, place: Callable[[str], Sequence[Any]]) -> Callable[[str], bool]:
@@ -390,6 +402,16 @@ class SweepFolder:
     def add_points(self, points: dict[str, list[str]]) -> None:
         """Adds points to the list; those already there are replaced."""
         write_whole(self.path / "sweep.json", json.dumps({"points": {**self.points(), **points}}, indent=1))
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Marks the folder as that of a search that is under way, until the block ends or the process dies.
+
+        Raises:
+            InUseError: another process searches here.
+        """
+        with _locked(self.path / ".searching.lock", f"{self.path} is in use: another search is under way in it"):
+            yield
 
     @property
     def float_stages(self) -> Path:

@@ -19,31 +19,39 @@ def search(cfg: DictConfig) -> float:
     """Searches the knob, takes the best run to its end and returns its test accuracy."""
     with heavy_imports():
         from bsq_lightning.cli.run.summary_table import print_summary
+        from bsq_lightning.cli.search.accident import AccidentError
         from bsq_lightning.cli.search.budget import BudgetSearch
         from bsq_lightning.cli.search.table import print_delivered, print_search
         from bsq_lightning.cli.search.target import Target
         from bsq_lightning.cli.search.trainings import SearchRuns
         from bsq_lightning.cli.settings import check_values
+        from bsq_lightning.cli.sweep.next_steps import command_to_go_on, told_how_to_go_on
+        from bsq_lightning.run_folder import SweepFolder
 
     check_values(cfg)
     target = Target(**cfg.target)
-    path = Path(HydraConfig.get().runtime.output_dir)
-    runs = SearchRuns(cfg, path, HydraConfig.get())
-    scheme, judge = runs.untrained()
-    target.check(scheme)
-    search = BudgetSearch(
-        path, target, target.size(scheme), runs.adjustments, runs.knob, runs.first_value, runs.grows, runs, judge,
-        **cfg.search, together=runs.slots.count,
-    )  # fmt: skip
-    try:
-        winner = search.search()
-    except ValueError:
-        print_search(search.trials, search.name, target)
-        raise
+    folder = SweepFolder(Path(HydraConfig.get().runtime.output_dir))
+    with folder.searching(), told_how_to_go_on(folder):
+        runs = SearchRuns(cfg, folder.path, HydraConfig.get())
+        scheme, judge = runs.untrained()
+        target.check(scheme)
+        search = BudgetSearch(
+            folder.path, target, target.size(scheme), runs.adjustments, runs.knob, runs.first_value, runs.grows, runs,
+            judge, **cfg.search, together=runs.slots.count,
+        )  # fmt: skip
+        try:
+            winner = search.search()
+        except AccidentError as accident:
+            print_search(search.trials, search.name, target)
+            said = f"{accident}. Go on with: {command_to_go_on(folder)}"
+            raise AccidentError(said, accident.exit_status) from accident
+        except ValueError:
+            print_search(search.trials, search.name, target)
+            raise
     print_search(search.trials, search.name, target, winner)
-    folder = search.folder(winner)
-    summary = folder.summary()
-    print_summary(folder, summary)
+    delivered = search.folder(winner)
+    summary = delivered.summary()
+    print_summary(delivered, summary)
     print_delivered(winner, search.name, target, summary)
     return summary["accuracy"]["final"]["test/acc"]
 

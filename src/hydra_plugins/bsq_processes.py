@@ -31,8 +31,8 @@ class ProcessLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Runs the points; the exit status of the command is 1 if one failed, 75 if others were stopped or are trained by
-        other processes. A sweeper that learns is told of a failure as one of the point, and may go on."""
+        """Runs the points; the exit status of the command is 1 if one failed, 75 if one was stopped or is trained by
+        another process. A sweeper that learns is told of a failure as one of the point, and may go on."""
         from hydra.core.utils import configure_log
 
         from bsq_lightning.cli.config import quiet_lightning

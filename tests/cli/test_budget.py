@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bsq_lightning.cli.search.accident import AccidentError
 from bsq_lightning.cli.search.bracket import Trial, hopeless, next_values
 from bsq_lightning.cli.search.budget import BudgetSearch
 from bsq_lightning.cli.search.judge import at_chance
 from bsq_lightning.cli.search.target import Target
+from bsq_lightning.module import NonFiniteLossError
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import LayerScheme, Scheme
 
@@ -25,7 +29,8 @@ class Trainings:
     """Writes what training would leave, adjustment by adjustment, and asks the watch in between. Layer ``a`` holds the
     size; training on after the bits are found multiplies it by ``shrinks``.
 
-    ``guesses`` and ``dies`` say of which sizes the network is at chance in the end, or has a dead path.
+    ``guesses`` and ``dies`` say of which sizes the network is at chance in the end, or has a dead path; ``fails``, at
+    which alphas its loss breaks down; ``befallen``, what befalls a training, at most once each.
     """
 
     def __init__(
@@ -35,8 +40,10 @@ class Trainings:
         guesses: Callable[[float], bool] = lambda kilobytes: False,
         dies: Callable[[float], bool] = lambda kilobytes: False,
         shrinks: float = 1.0,
+        befallen: Callable[[RunFolder], bool] = lambda folder: False,
     ) -> None:
         self.size, self.fails, self.guesses, self.dies, self.shrinks = size, fails, guesses, dies, shrinks
+        self.befallen = befallen
         self.ran, self.finished = [], []
 
     def train(self, values: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
@@ -46,18 +53,28 @@ class Trainings:
             path.mkdir(exist_ok=True)
             (path / "adjustments.jsonl").unlink(missing_ok=True)
             SweepFolder(path.parent).add_points({path.name: []})
+            RunFolder(path).forget_error()
             ended[path] = not self.fails(value)
+            if self.fails(value):
+                RunFolder(path).record_error(NonFiniteLossError("the loss became NaN"))
+            elif self.befallen(RunFolder(path)):
+                ended[path] = False
+                continue
             for i in range(1, 5):
                 self._leave(path, 100 * (self.size(value) / 100) ** (i / 4))
                 if watch(RunFolder(path)):
                     break
         return ended
 
-    def finish(self, folder: RunFolder) -> None:
+    def finish(self, folder: RunFolder) -> bool:
+        folder.forget_error()
+        if self.befallen(folder):
+            return False
         self.finished.append(folder.path.name)
         at = self.shrinks * self.size(float(folder.path.name.rpartition("=")[2]))
         self._leave(folder.path, at)
         folder.finish({"guesses": self.guesses(at), "accuracy": {"final": {"test/acc": 0.5}}})
+        return True
 
     def best(self, complete: dict[Path, Trial]) -> Path:
         return max(complete, key=lambda path: complete[path].size)
@@ -112,6 +129,92 @@ def test_failing_runs_bound_alpha_and_are_never_chosen(tmp_path: Path) -> None:
     search = searching(tmp_path, 50, Trainings(fails=lambda alpha: alpha > 0.04))
     best = search.search()
     assert best.value <= 0.04 and 0.95 * 50 <= best.size <= 50
+
+
+ACCIDENTS: dict[str, tuple[BaseException | str | None, int, str]] = {
+    "preempted": (None, 75, "was stopped from outside"),  # SIGTERM, Ctrl-C: no error is recorded
+    "another process is there": (None, 75, "is being trained by another process"),
+    "out of memory": ("killed by signal 9; it last said: epoch 3", 1, "learns nothing: killed by signal 9"),
+    "no space": (OSError(28, "No space left on device"), 1, "learns nothing: .*No space left"),
+}
+
+
+@pytest.mark.parametrize("at", ["bits", "end"])
+@pytest.mark.parametrize("what", ACCIDENTS)
+def test_an_accident_is_no_trial_and_the_search_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, what: str, at: str
+) -> None:
+    """Whichever training it befalls, and again at every start: the trials and what is delivered stay the same."""
+    for name in ("whole", "befallen"):
+        (tmp_path / name).mkdir()
+    undisturbed = searching(tmp_path / "whole", 30, Trainings())
+    expected = undisturbed.search()
+    error, status, said = ACCIDENTS[what]
+    befallen: set[Path] = set()
+
+    def befalls(folder: RunFolder) -> bool:
+        at_end = folder.scheme_file.exists()
+        if folder.path in befallen or at_end != (at == "end"):
+            return False
+        befallen.add(folder.path)
+        if error is not None:
+            folder.record_error(error)
+        return True
+
+    folder, trainings = tmp_path / "befallen", Trainings(befallen=befalls)
+    for _ in range(len(undisturbed.trials) + 1):
+        search = searching(folder, 30, trainings)
+        with ExitStack() as others:
+            if what == "another process is there":
+                for path in [folder / f"alpha={value:g}" for value in [t.value for t in undisturbed.trials]]:
+                    path.mkdir(exist_ok=True)
+                    others.enter_context(RunFolder(path).running())
+            try:
+                assert search.search() == expected
+                break
+            except AccidentError as accident:
+                assert accident.exit_status == status and re.search(said, str(accident))
+                assert not any(trial.failed for trial in search.trials)
+    else:
+        pytest.fail("it never came to its end")
+    assert search.trials == undisturbed.trials
+    assert len(befallen) == (len(undisturbed.trials) if at == "bits" else 1)
+
+
+def test_of_trials_together_those_that_ended_are_kept_and_what_must_be_mended_is_said(tmp_path: Path) -> None:
+    def befalls(folder: RunFolder) -> bool:
+        if folder.path.name == "alpha=0.016":
+            folder.record_error(OSError(28, "No space left on device"))
+        return folder.path.name != "alpha=0.001"
+
+    search = searching(tmp_path, 30, Trainings(befallen=befalls), together=3)
+    with pytest.raises(AccidentError, match="0.016 failed, not by its network") as caught:
+        search.search()
+    assert caught.value.exit_status == 1
+    record = json.loads((tmp_path / "search.json").read_text())
+    assert [trial["value"] for trial in record["trials"]] == [0.001]
+
+
+def test_accidents_that_an_earlier_version_recorded_as_failures_are_tried_again(tmp_path: Path) -> None:
+    trials = [Trial(0.001, 100.0, failed="failed"), Trial(0.004, 100.0, failed="the loss became NaN")]
+    (tmp_path / "alpha=0.004").mkdir()
+    RunFolder(tmp_path / "alpha=0.004").record_error(NonFiniteLossError("the loss became NaN"))
+    content = {"target": asdict(Target(kilobytes=30)), "knob": "reg.alpha", "trials": [asdict(t) for t in trials]}
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    SweepFolder(tmp_path).add_points({"alpha=0.001": [], "alpha=0.004": []})
+    search = searching(tmp_path, 30, Trainings())
+    assert search.trials == trials[1:]
+    with suppress(ValueError):
+        search.search()
+    assert 0.001 in [trial.value for trial in search.trials[1:]]
+
+
+def test_where_nothing_is_left_it_says_why_of_each(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(failed: alpha=0.001, the loss became NaN; failed: .*\): give a larger"):
+        searching(tmp_path, 50, Trainings(fails=lambda alpha: True), max_runs=2).search()
+    (tmp_path / "large").mkdir()
+    with pytest.raises(ValueError, match=r"\(the smallest has \d"):
+        searching(tmp_path / "large", 6, Trainings(), max_runs=1).search()
 
 
 def test_out_of_runs_says_how_far_it_came(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def _measure(experiment: Experiment, module: QuantModule, datamodule: ImageDataM
     if not datamodule.val_is_test:
         result |= trainer.validate(module, datamodule, verbose=False)[0]
     result |= trainer.test(module, datamodule, verbose=False)[0]
+    batches = trainer.num_test_batches[0]  # trainer.limit_test_batches may leave some out
+    result["test/images"] = int(min(datamodule.test_size, batches * datamodule.eval_batch_size * world_size()))
     scheme = module.network.scheme()
     if scheme.layers:
         result |= {"mean_precision": scheme.mean_precision, "sizes": scheme.sizes(), "gbops": scheme.gbops}
@@ -166,7 +168,7 @@ def summarize(
     return {
         "model": experiment.model,
         "method": experiment.method,
-        "data": datamodule.describe(),
+        "data": datamodule.describe() | {"test": results[planned[-1]].get("test/images", datamodule.test_size)},
         "val": "test set" if datamodule.val_is_test else "seen_in_float" if experiment.has_float_weights else "unseen",
         "accuracy": {
             "float": accuracies("float"),

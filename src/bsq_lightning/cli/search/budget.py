@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from bsq_lightning.cli.search.accident import accident_of
 from bsq_lightning.cli.search.bracket import Trial, hopeless, next_values
 from bsq_lightning.cli.search.target import Target
 from bsq_lightning.files import read_json, write_whole
@@ -24,8 +25,8 @@ class Trainings(Protocol):
         whose reason stops it; whether each succeeded."""
         ...
 
-    def finish(self, folder: RunFolder) -> None:
-        """Takes a run through its remaining stages; a ValueError says why it failed."""
+    def finish(self, folder: RunFolder) -> bool:
+        """Takes a run through its remaining stages; whether it succeeded."""
         ...
 
     def best(self, complete: dict[Path, Trial]) -> Path:
@@ -45,7 +46,8 @@ class BudgetSearch:
     """Brackets and bisects the knob until a run is within ``tolerance`` below the target, then takes it to its end.
 
     What counts is what is delivered: the size that a run leaves at its end, of a network that works. Where the one
-    chosen turns out to be broken, the search goes on.
+    chosen turns out to be broken, the search goes on. An accident of a training (``accident.py``) ends the search and
+    is not recorded: a later start takes up that training where it was.
 
     Args:
         path: folder of the search; ``search.json`` in it records every trial that ended.
@@ -98,7 +100,8 @@ class BudgetSearch:
             raise ValueError(f"{self.path} holds a search for another target: {target}; choose another folder")
         if knob != self.knob:
             raise ValueError(f"{self.path} holds a search of {knob}, not of {self.knob}; choose another folder")
-        return trials
+        # Earlier versions recorded accidents as failures.
+        return [trial for trial in trials if not (trial.failed and accident_of(self.folder(trial)))]
 
     @property
     def name(self) -> str:
@@ -115,6 +118,7 @@ class BudgetSearch:
 
         Raises:
             ValueError: none is left.
+            AccidentError: a training ended by something else than its network; the same search goes on.
         """
         known = {self.folder(trial).path.name for trial in self.trials}
         begun = [n for n in SweepFolder(self.path).points() if n not in known and n.startswith(f"{self.name}=")]
@@ -165,7 +169,12 @@ class BudgetSearch:
             stopped[folder.path] = refused[folder.path] or hopeless(sizes, self.adjustments, self.target.value, best)
             return stopped[folder.path] or None
 
+        accidents = []
         for path, success in self.trainings.train(folders, watch).items():
+            accident = None if success else accident_of(RunFolder(path))
+            if accident:
+                accidents.append(accident)
+                continue
             failed = "" if success else _failure(RunFolder(path))
             trial = Trial(folders[path], self.start, stopped.get(path, ""), failed, refused.get(path, ""))
             if not success or trial.stopped:
@@ -178,15 +187,17 @@ class BudgetSearch:
             of = f"{self.target.unit} of {self.target.value:g}"
             log.info("%s %g: %.4g %s (%s)", self.name, trial.value, trial.size, of, said)
             self.record()
+        if accidents:  # the one that has to be mended, if there is one
+            raise min(accidents, key=lambda accident: accident.exit_status)
 
     def _deliver(self, trial: Trial) -> Trial:
         folder = self.folder(trial)
-        try:
-            self.trainings.finish(folder)
-        except ValueError as error:
-            delivered = replace(trial, failed=str(error))
-        else:
+        if self.trainings.finish(folder):
             delivered = self._judged(replace(trial, stopped="", finished=True))
+        elif accident := accident_of(folder):
+            raise accident
+        else:
+            delivered = replace(trial, failed=_failure(folder))
         self.trials[self.trials.index(trial)] = delivered
         self.record(**({"winner": trial.value} if delivered.alive and delivered.size <= self.target.value else {}))
         if not delivered.alive:
@@ -204,8 +215,10 @@ class BudgetSearch:
 
     def _nothing_left(self) -> str:
         told = [f"refused: {self.name}={t.value:g}, {t.refused}" for t in self.trials if t.refused]
+        told += [f"failed: {self.name}={t.value:g}, {t.failed}" for t in self.trials if t.failed]
         sound = [trial.size for trial in self.trials if trial.alive]
-        told = [f"the smallest of the others has {min(sound):.4g}", *told] if sound else told
+        others = " of the others" if told else ""
+        told = [f"the smallest{others} has {min(sound):.4g}", *told] if sound else told
         return (
             f"no run of {len(self.trials)} came inside {self.target.value:g} {self.target.unit} as a network that works"
             f" ({'; '.join(told)}): give a larger target, train longer, raise search.max_runs, or start with another "

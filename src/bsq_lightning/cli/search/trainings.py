@@ -13,6 +13,7 @@ from bsq_lightning.cli.building.checks import check_constructors
 from bsq_lightning.cli.building.networks import build_net, build_network
 from bsq_lightning.cli.building.stage import FLOAT, has_float_weights, planned_stages, searched_stage, stage_settings
 from bsq_lightning.cli.config import instantiate
+from bsq_lightning.cli.search.accident import accident_of
 from bsq_lightning.cli.search.bracket import Trial
 from bsq_lightning.cli.search.judge import Judge
 from bsq_lightning.cli.sweep.launch import hydra_arguments, slots_of
@@ -72,15 +73,17 @@ class SearchRuns:
         return network.scheme(), judge
 
     def train(self, values: dict[Path, float], watch: Callable[[RunFolder], str | None]) -> dict[Path, bool]:
-        """Trains each value to the end of the stage that finds the bits."""
+        """Trains each value to the end of the stage that finds the bits; one that is there already is left as it is."""
         shared = self._float_stage()
         knobs = {path: f"{self.knob}={value:g}" for path, value in values.items()}
         commands = {
             path: train_command(path, [*self.overrides, knob, f"until={self.stage}", *shared], self.arguments)
             for path, knob in knobs.items()
+            if self.stage not in RunFolder(path).results()
         }
         SweepFolder(self.path).add_points({path.name: [knob] for path, knob in knobs.items()})
-        return run_points(commands, self.slots, self.path.name, watch)
+        ended = run_points(commands, self.slots, self.path.name, watch)
+        return {path: ended.get(path, True) for path in knobs}
 
     def _float_stage(self) -> list[str]:
         if not self.shares_float:
@@ -90,7 +93,8 @@ class SearchRuns:
             trusted = own_packages(OmegaConf.to_container(self.cfg, resolve=True))
             command = float_command(path, self.overrides, self.arguments, trusted)
             if not run_points({path: command}, self.slots, self.path.name)[path]:
-                raise ValueError(f"the float stage failed: {(RunFolder(path).error() or {}).get('message')}")
+                message = (RunFolder(path).error() or {}).get("message")
+                raise accident_of(RunFolder(path)) or ValueError(f"the float stage failed: {message}")
         return [f"float_stage='{path}'"]
 
     def best(self, complete: dict[Path, Trial]) -> Path:
@@ -99,16 +103,11 @@ class SearchRuns:
             return max(complete, key=lambda path: RunFolder(path).results()[self.stage]["val/acc"])
         return max(complete, key=lambda path: complete[path].size)
 
-    def finish(self, folder: RunFolder) -> None:
-        """Takes a run through its remaining stages.
-
-        Raises:
-            ValueError: it failed.
-        """
+    def finish(self, folder: RunFolder) -> bool:
+        """Takes a run through its remaining stages; whether it succeeded."""
         if folder.is_finished:
-            return
+            return True
         knob = f"{self.knob}={folder.path.name.rpartition('=')[2]}"
         command = train_command(folder.path, [*self.overrides, knob, *self._float_stage()], self.arguments)
         log.info("%s is the best so far and goes on to its end", folder.path.name)
-        if not run_points({folder.path: command}, self.slots, self.path.name)[folder.path]:
-            raise ValueError(f"{folder.path.name} failed: {(folder.error() or {}).get('message')}")
+        return run_points({folder.path: command}, self.slots, self.path.name)[folder.path]

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bsq_lightning.callbacks.preemption import name_of
 from bsq_lightning.cli.building.checks import check_constructors
 from bsq_lightning.cli.building.post_training import begun_from
 from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.objective import check_objective
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
-from bsq_lightning.cli.sweep.next_steps import command_to_go_on, print_next
+from bsq_lightning.cli.sweep.next_steps import print_next, told_how_to_go_on
 from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
 from bsq_lightning.cli.sweep.progress import Progress
 from bsq_lightning.cli.sweep.status import print_status
@@ -234,15 +233,8 @@ def train_here(plan: Plan, slots: Slots) -> None:
     log.info("%s; %d at a time, %s threads each", plan, slots.count, slots.environment(0)["OMP_NUM_THREADS"])
     progress = Progress(plan.epochs())
     progress.begin()
-    try:
+    with told_how_to_go_on(plan.sweep), closing(progress):
         _train(plan, slots, progress)
-    except SystemExit as stop:
-        progress.close()
-        by = name_of(stop.code - 128) if isinstance(stop.code, int) else "a signal"
-        log.warning("stopped by %s; go on with: %s", by, command_to_go_on(plan.sweep))
-        raise
-    finally:
-        progress.close()
 
 
 def _train(plan: Plan, slots: Slots, progress: Progress) -> None:
@@ -261,6 +253,9 @@ def _compose(
 ) -> Point:
     # What all points have in common is left out of the names of their folders.
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
+    if learns(config):  # it does not know those that are to come: what was asked for as one value is common to all
+        params = config.hydra.sweeper.get("params") or {}
+        common = set(jobs[i]) & {*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())}
     excluded = {override.partition("=")[0].lstrip("+~") for override in common}
     excluded |= set(config.hydra.job.config.override_dirname.exclude_keys)
     keys = ",".join(f"'{key}'" for key in sorted(excluded))

@@ -185,6 +185,7 @@ def _standing(ended: int, commands: Mapping[Path, Sequence[str]], progress: Prog
 
 def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _Process:
     path.mkdir(parents=True, exist_ok=True)
+    RunFolder(path).forget_error()  # or it would explain the end of a process that dies too early to say anything
     with open(open_to_append(RunFolder(path).output_log), "ab") as output:
         popen = subprocess.Popen(
             command,
