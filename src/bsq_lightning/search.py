@@ -25,7 +25,8 @@ def search(cfg: DictConfig) -> float:
         from bsq_lightning.cli.search.target import Target
         from bsq_lightning.cli.search.trainings import SearchRuns
         from bsq_lightning.cli.settings import check_values
-        from bsq_lightning.cli.sweep.next_steps import command_to_go_on, told_how_to_go_on
+        from bsq_lightning.cli.sweep.launch import told_how_to_go_on
+        from bsq_lightning.cli.sweep.next_steps import command_to_go_on
         from bsq_lightning.run_folder import SweepFolder
 
     check_values(cfg)

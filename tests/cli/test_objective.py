@@ -1,12 +1,13 @@
 """What a sweeper is told of a run."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from bsq_lightning.cli.objective import FIGURES, check_objective, objective
+from bsq_lightning.cli.sweep.status import point_states
+from bsq_lightning.run_folder import RunFolder, SweepFolder
 from tests.cli.commands import TINY, run
 from tests.test_conf import composed
 
@@ -46,18 +47,25 @@ def test_what_no_run_would_have_is_refused(overrides: list[str], said: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="no Hydra there")
-def test_optuna_searches_for_both(tmp_path: Path) -> None:
+def test_optuna_searches_for_both_and_goes_on_after_a_trial_that_fails(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    tiny = [override for override in TINY if not override.startswith("reg.alpha")]
     asked = [
-        "-m", *tiny, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1",
+        "-m", *TINY, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.direction=[maximize,minimize]", "hydra.sweeper.sampler.seed=1",
-        "reg.alpha=interval(1,30)", f"hydra.sweep.dir={tmp_path}",
-        "hydra.sweep.subdir=trial-${hydra.job.num}",
+        "stages.bits.optimizer.lr=choice(0.1,1e30)", f"hydra.sweep.dir={tmp_path}",
     ]  # fmt: skip
-    code, output = run("train", *asked)
+    code, output = run("train", *asked, "hydra.sweeper.max_failure_rate=1")
     assert code == 0, output
+    assert point_states(SweepFolder(tmp_path)) == {  # with this seed the first two trials are the one that fails
+        "stages.bits.optimizer.lr=1e+30": "failed",
+        "stages.bits.optimizer.lr=0.1": "done",
+    }
+    assert "Failed experiment: stages.bits.optimizer.lr=1e+30 failed: the loss became NaN" in output
+    assert output.count("1 done, 1 failed") == 1 and "Traceback" not in output
+    assert len(list((tmp_path / "float").iterdir())) == 1
     results = (tmp_path / "optimization_results.yaml").read_text()
-    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
-    assert len(summaries) == 2
-    assert any(str(summary["sizes"]["model"]["bits"]) in results for summary in summaries), results
+    summary = RunFolder(tmp_path / "stages.bits.optimizer.lr=0.1").summary()
+    assert str(summary["sizes"]["model"]["bits"]) in results, results
+    code, output = run("train", *asked)
+    assert code == 1 and "hydra.sweeper.max_failure_rate=1 lets the study go on" in output
+    assert "Traceback" not in output

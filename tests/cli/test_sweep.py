@@ -148,7 +148,8 @@ def test_a_float_stage_of_another_network_is_refused(swept: tuple[Path, int, str
 
 
 @pytest.mark.slow
-def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whom", ["search", "its training"])
+def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path, whom: str) -> None:
     command = ["target.kilobytes=60", *SHORT, "reg.alpha=10", "search.max_runs=4", "search.tolerance=0.5",
                "stages.float.epochs=6", "stages.finetune.epochs=4", f"hydra.run.dir={tmp_path}"]  # fmt: skip
     process = start("search", *command)
@@ -156,12 +157,16 @@ def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path
     while not list(tmp_path.glob("alpha=*/adjustments.jsonl")):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    os.kill(process.pid if whom == "search" else int(children.read_text().split()[-1]), signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (128 + signal.SIGTERM if whom == "search" else 75), output
+    assert f"go on with: python -m bsq_lightning.search {' '.join(command)}" in output.replace("Go on", "go on")
+    record = tmp_path / "search.json"
+    assert not record.exists() or not any(trial["failed"] for trial in json.loads(record.read_text())["trials"])
     code, output = run("search", *command)
     assert code == 0, output
-    record = json.loads((tmp_path / "search.json").read_text())
-    winner = RunFolder(tmp_path / f"alpha={record['winner']:g}")
+    winner = RunFolder(tmp_path / f"alpha={json.loads(record.read_text())['winner']:g}")
     assert winner.summary()["sizes"]["model"]["bits"] / 8000 <= 60
     assert "largest network inside 60 kB" in output and "delivered: alpha=" in output
 

@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bsq_lightning.callbacks.preemption import name_of
 from bsq_lightning.cli.building.checks import check_constructors
 from bsq_lightning.cli.building.post_training import begun_from
 from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.objective import check_objective
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
-from bsq_lightning.cli.sweep.next_steps import print_next, told_how_to_go_on
+from bsq_lightning.cli.sweep.next_steps import command_to_go_on, print_next
 from bsq_lightning.cli.sweep.points import Slots, float_command, run_points, train_command
 from bsq_lightning.cli.sweep.progress import Progress
 from bsq_lightning.cli.sweep.status import print_status
@@ -235,6 +236,17 @@ def train_here(plan: Plan, slots: Slots) -> None:
     progress.begin()
     with told_how_to_go_on(plan.sweep), closing(progress):
         _train(plan, slots, progress)
+
+
+@contextmanager
+def told_how_to_go_on(sweep: SweepFolder) -> Iterator[None]:
+    """When a signal ends the block, says by which one and what to type."""
+    try:
+        yield
+    except SystemExit as stop:
+        by = name_of(stop.code - 128) if isinstance(stop.code, int) and stop.code > 128 else "a signal"
+        log.warning("stopped by %s; go on with: %s", by, command_to_go_on(sweep))
+        raise
 
 
 def _train(plan: Plan, slots: Slots, progress: Progress) -> None:

@@ -1,17 +1,11 @@
 """What to type after a sweep."""
 
-import logging
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from bsq_lightning.callbacks.preemption import name_of
 from bsq_lightning.cli.sweep.status import point_states
 from bsq_lightning.run_folder import SweepFolder
-
-log = logging.getLogger(__name__)
 
 
 def command_to_go_on(sweep: SweepFolder) -> str:
@@ -23,17 +17,6 @@ def command_to_go_on(sweep: SweepFolder) -> str:
         path = str(sweep.path).replace("\\", "\\\\").replace("'", "\\'")
         arguments = [*arguments, f"{key}='{path}'" if set("=, '()") & set(path) else f"{key}={path}"]
     return shlex.join(["python", "-m", f"bsq_lightning.{command}", *arguments])
-
-
-@contextmanager
-def told_how_to_go_on(sweep: SweepFolder) -> Iterator[None]:
-    """When a signal ends the block, says by which one and what to type."""
-    try:
-        yield
-    except SystemExit as stop:
-        by = name_of(stop.code - 128) if isinstance(stop.code, int) and stop.code > 128 else "a signal"
-        log.warning("stopped by %s; go on with: %s", by, command_to_go_on(sweep))
-        raise
 
 
 def next_steps(sweep: SweepFolder) -> dict[str, str]:
