@@ -42,10 +42,10 @@ def search(cfg: DictConfig) -> float:
         )  # fmt: skip
         try:
             winner = search.search()
-        except AccidentError as accident:
+        except (AccidentError, OSError) as accident:  # on a full disk, what befell a training cannot be written either
             print_search(search.trials, search.name, target)
             said = f"{accident}. Go on with: {command_to_go_on(folder)}"
-            raise AccidentError(said, accident.exit_status) from accident
+            raise AccidentError(said, getattr(accident, "exit_status", 1)) from accident
         except ValueError:
             print_search(search.trials, search.name, target)
             raise

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from bsq_lightning.cli.search.accident import AccidentError
 from bsq_lightning.cli.search.bracket import Trial, hopeless, next_values
 from bsq_lightning.cli.search.budget import BudgetSearch
-from bsq_lightning.cli.search.judge import at_chance
+from bsq_lightning.cli.search.judge import Judge, at_chance
 from bsq_lightning.cli.search.target import Target
 from bsq_lightning.module import NonFiniteLossError
 from bsq_lightning.run_folder import RunFolder, SweepFolder
 from bsq_lightning.scheme import LayerScheme, Scheme
+from tests.cli.commands import TINY, run
 
 
 def size(alpha: float) -> float:
@@ -339,6 +341,21 @@ def test_chance_is_what_guessing_gives() -> None:
         share = [math.comb(images, k) * (classes - 1) ** (images - k) / classes**images for k in range(images + 1)]
         least = next(k for k in range(images + 1) if sum(share[k:]) < 1e-3)
         assert at_chance((least - 1) / images, images, classes) and not at_chance(least / images, images, classes)
+
+
+def test_chance_is_counted_on_the_images_that_were_tested(tmp_path: Path) -> None:
+    """``trainer.limit_test_batches`` leaves most out, and of all images that accuracy would look like knowledge."""
+    tiny = [o for o in TINY if not o.startswith(("stages.bits", "stages.fine", "reg.", "data.limit"))]
+    limits = ["data.limit_train=64", "data.eval_batch_size=16", "trainer.limit_test_batches=2"]
+    code, output = run("train", *tiny, "quant=none", "reg=none", *limits, f"hydra.run.dir={tmp_path}")
+    assert code == 0, output
+    summary = RunFolder(tmp_path).summary()
+    assert summary["data"]["test"] == 2 * 16
+    right = 32 * summary["accuracy"]["final"]["test/acc"]
+    assert right == pytest.approx(round(right), abs=1e-4)
+    assert at_chance(7 / 32, 32, 10) and not at_chance(7 / 32, 360, 10)
+    summary["accuracy"]["final"]["test/acc"] = 7 / 32
+    assert "21.88 % of 32 test images" in Judge(nn.Identity(), 16).of_summary(summary)
 
 
 def test_hopeless_never_stops_a_run_that_keeps_its_fastest_pace() -> None:
