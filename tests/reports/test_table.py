@@ -9,7 +9,7 @@ import pytest
 from bsq_lightning.reports import collect
 from bsq_lightning.reports.front import Above, above_line, lines, pareto, row_above_line, wilson
 from bsq_lightning.reports.published import READ, RECALLED, RESNET20_CIFAR10, published_points
-from bsq_lightning.reports.table import rows
+from bsq_lightning.reports.table import MANY, rows
 from tests.reports.folders import write_run
 
 
@@ -103,6 +103,23 @@ def test_points_of_a_method_are_one_curve_along_its_knob_wherever_the_knob_is_re
     (table,) = collect([tmp_path]).tables.values()
     assert len(table) == 4 and {row.curve for row in table} == {"water filling", "sensitivity"}
     assert len({row.label for row in table}) == 4
+
+
+def test_points_that_a_sweeper_drew_are_one_cloud_and_told_apart_in_the_table(tmp_path: Path) -> None:
+    """Beside a curve of the same method, which stays one; a few lone points stay curves of their own."""
+    drawn = [0.0123456789012 * (1 + i) for i in range(MANY)]
+    for i, rate in enumerate(drawn):
+        write_run(tmp_path / f"{i}", alpha=1e-3 * (1 + i), config={"stages": {"bits": {"optimizer": {"lr": rate}}}})
+    for alpha in (1e-3, 2e-3):
+        write_run(tmp_path / f"alpha{alpha}", alpha=alpha)
+    (table,) = collect([tmp_path]).tables.values()
+    assert [row.joined for row in table].count(False) == MANY
+    assert {row.curve for row in table if not row.joined} == {"bit planes, each with its own optimizer.lr"}
+    assert len({row.curve for row in table if row.joined}) == 1
+    assert len({row.label for row in table}) == MANY + 2
+    assert "bit planes, alpha 0.001 (optimizer.lr=0.0123457)" in {row.label for row in table}
+    few = [run for row in table for run in row.runs if not row.joined][1:]
+    assert all(row.joined for row in rows(few)) and len({row.curve for row in rows(few)}) == MANY - 1
 
 
 def test_the_interval_of_one_seed_has_the_coverage_it_says() -> None:

@@ -7,10 +7,7 @@ from bsq_lightning.reports.collection import Collection
 from bsq_lightning.reports.front import accuracy_bar, float_accuracy
 from bsq_lightning.reports.published import published_points
 from bsq_lightning.reports.runs import COUNTINGS, CURVES, Run
-from bsq_lightning.reports.table import Row, Spread
-
-#: From so many values of a knob on, points are coloured by it instead of being labelled.
-MANY = 13
+from bsq_lightning.reports.table import MANY, Row, Spread
 
 
 def page_data(collection: Collection) -> dict[str, Any]:
@@ -75,7 +72,7 @@ def _row(row: Row, places: dict[int, int]) -> dict[str, Any]:
         "short": _short(row),
         "curve": row.curve,
         "method": setting.method,
-        "knobless": setting.knob is None,
+        "knobless": setting.knob is None or not row.joined,
         "baseline": setting.baseline,
         "knob": setting.knob,
         "at": setting.knob_value,

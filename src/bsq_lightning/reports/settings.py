@@ -140,9 +140,14 @@ def differences(settings: list[dict[str, str]], most: int = 3) -> list[str]:
     told = [key for key in differing if _rank(key) < 2] or differing
     more = ", ..." if len(told) > most else ""
     return [
-        ", ".join(f"{'.'.join(key.split('.')[-2:])}={flat.get(key, 'null')}" for key in told[:most]) + more
+        ", ".join(f"{'.'.join(key.split('.')[-2:])}={_brief(flat.get(key, 'null'))}" for key in told[:most]) + more
         for flat in settings
     ]
+
+
+def _brief(text: str) -> str:
+    """A number that a sweeper drew has sixteen digits; six tell it from others."""
+    return f"{float(text):.6g}" if re.fullmatch(r"-?\d+\.\d{7,}(e[+-]?\d+)?", text) else text
 
 
 def _part(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """Rows of the table: runs that differ only by their seed are one row, with mean and spread."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from bsq_lightning.reports.runs import COUNTINGS, Run
 from bsq_lightning.reports.settings import Setting, differences
+
+#: From so many points on, colours say more than lines and legends do.
+MANY = 13
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Row:
     curve: str
     setting: Setting
     runs: tuple[Run, ...]
+    joined: bool = True  # with others of its curve, by a line along the knob
 
     @cached_property
     def done(self) -> list[Run]:
@@ -98,11 +103,35 @@ def rows(runs: list[Run]) -> list[Row]:
     labels = _told_apart({key: _label(setting, same[key]) for key, setting in settings.items()}, settings)
     curves = {setting.curve: setting for setting in settings.values()}
     curve_labels = _told_apart({curve: setting.method for curve, setting in curves.items()}, curves, knob=True)
-    result = [
-        Row(labels[key], curve_labels[setting.curve], setting, tuple(sorted(same[key], key=_by_seed)))
-        for key, setting in settings.items()
-    ]
+    drawn = _drawn(settings)
+    result = []
+    for key, setting in settings.items():
+        members = tuple(sorted(same[key], key=_by_seed))
+        if key in drawn:
+            cloud, difference = drawn[key]
+            result.append(Row(f"{_label(setting, same[key])} ({difference})", cloud, setting, members, joined=False))
+        else:
+            result.append(Row(labels[key], curve_labels[setting.curve], setting, members))
     return sorted(result, key=_order)
+
+
+def _drawn(settings: dict[str, Setting]) -> dict[str, tuple[str, str]]:
+    """Points whose settings a sweeper drew, so that no two lie on one curve: the name of all of a method in the place
+    of a curve for each, and in what a point differs."""
+    lone: dict[str, list[str]] = {}
+    curves = Counter(setting.curve for setting in settings.values())
+    for key, setting in settings.items():
+        if setting.knob is not None and curves[setting.curve] == 1:
+            lone.setdefault(setting.method, []).append(key)
+    result = {}
+    for method, keys in lone.items():
+        if len(keys) >= MANY:
+            told = differences([settings[key].without_knob() for key in keys])
+            names = " and ".join(part.partition("=")[0] for part in told[0].split(", ") if "=" in part)
+            result |= {
+                key: (f"{method}, each with its own {names}", text) for key, text in zip(keys, told, strict=True)
+            }
+    return result
 
 
 def _order(row: Row) -> tuple[int, bool, str, float, str]:
