@@ -55,7 +55,8 @@ lint: install ## ruff, pyright, import contract
 	$(BIN)/lint-imports
 
 test: install ## all but the slow tests, at most 10 minutes
-	$(BIN)/python -m pytest
+	@# two processes of one thread each: what two cores can do; the tests of a file share what it sets up
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 report: install ## page, Markdown, CSV and PNG of the runs below RUNS=FOLDER
 	$(BIN)/python -m bsq_lightning.report runs=$(RUNS)
