@@ -39,7 +39,7 @@ def layer_inputs(
     for name, layer in layers.items():
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             raise ValueError(f"layer {name} is a {type(layer).__name__}; inputs are taken of Linear and Conv2d")
-    weights = {name: layer.weight for name, layer in layers.items()}
+    weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
     watch = _Watch(weights.values(), per_batch)
     modes = {module: module.training for module in net.modules()}
     try:
