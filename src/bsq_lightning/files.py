@@ -3,6 +3,7 @@
 A folder may be somebody else's: nothing here writes through a link, or into a temporary file whose name was known.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+#: What the system says of a disk that is full, or of a quota.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # where the platform has it
 
 

@@ -46,6 +46,8 @@ COLUMNS: tuple[str, ...] = (
     "stage", "epoch", "step", "lr", "train/loss", "train/penalty", "train/acc", "val/loss", "val/acc", "val/top5",
     "mean_precision", "compression_paper", "compression_signed", "compression_model", "seconds",
 )  # fmt: skip
+#: Bytes that have to fit before anything is trained: config, logs, and a table or two.
+_FIRST_BYTES = 2**16
 
 
 class InUseError(ValueError):
@@ -146,9 +148,9 @@ class RunFolder:
         return self.path / "error.json"
 
     def check_writable(self) -> None:
-        """Raises PermissionError, with the path, where nothing can be written."""
+        """Raises PermissionError, with the path, where nothing can be written. (A full disk takes an empty file.)"""
         try:
-            write_whole(self.checkpoints / ".writable", "")
+            write_whole(self.checkpoints / ".writable", bytes(_FIRST_BYTES))
             (self.checkpoints / ".writable").unlink()
         except OSError as error:
             raise PermissionError(

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bsq_lightning import __version__
+from bsq_lightning.files import FULL
 from bsq_lightning.identity import upgraded
 
 #: What a user's mistake raises; shown as one message.
@@ -175,9 +176,10 @@ def _emptied(argument: str) -> str | None:
 
 def _of_hydra(error: Exception) -> str:
     """What is wrong with a command line, or with the folder that Hydra makes for it, in one message."""
-    if isinstance(error, OSError) and error.filename:
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        folder = error.filename or "the run folder"  # of a full disk the system does not say where it is
         return (
-            f"{error.filename} cannot be made or written ({error.strerror}): choose another folder with "
+            f"{folder} cannot be made or written ({error.strerror}): choose another folder with "
             "hydra.run.dir=FOLDER, or hydra.sweep.dir=FOLDER for a sweep"
         )
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""

@@ -28,6 +28,7 @@ from bsq_lightning.cli.run.joining import started_ranks
 from bsq_lightning.cli.run.one_run import run
 from bsq_lightning.cli.run.stopping import STOPPED, heard
 from bsq_lightning.cli.trust import own_packages
+from bsq_lightning.files import FULL
 from bsq_lightning.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -148,8 +149,8 @@ def stop_politely(task: Callable[[DictConfig, RunFolder], None], cfg: DictConfig
     """Runs a task; when it was preempted, lets those react who listened to that signal before, such as submitit.
 
     submitit's handler queues the job again, on rank 0; on the others it returns, and they wait for the end that SLURM
-    then makes: a rank that left by itself would take rank 0 with it. After Ctrl-C, at any moment of the task, it says
-    which command goes on.
+    then makes: a rank that left by itself would take rank 0 with it. After Ctrl-C, at any moment of the task, and when
+    the disk is full, it says which command goes on.
     """
     import time
 
@@ -165,6 +166,10 @@ def stop_politely(task: Callable[[DictConfig, RunFolder], None], cfg: DictConfig
             handler(stop.signum, None)
             if stop.signum != signal.SIGTERM:
                 time.sleep(GRACE)
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            log.warning("the disk is full; make room, then go on with: %s", command_to_go_on(cfg, folder))
         raise
     finally:
         for number, handler in before.items():
