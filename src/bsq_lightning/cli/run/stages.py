@@ -156,6 +156,7 @@ def summarize(
 ) -> dict[str, Any]:
     """What ``summary.json`` holds; figures come from the files of the run folder."""
     results, planned = folder.results(), experiment.stages
+    last = results.get(planned[-1], {})  # a rank that does not write may be here before the file is
     # The file holds what is shipped; a float network has none.
     scheme: Scheme = load_quantized(folder.quantized_file).scheme() if network.names() else network.scheme()
 
@@ -168,7 +169,7 @@ def summarize(
     return {
         "model": experiment.model,
         "method": experiment.method,
-        "data": datamodule.describe() | {"test": results[planned[-1]].get("test/images", datamodule.test_size)},
+        "data": datamodule.describe() | {"test": last.get("test/images", datamodule.test_size)},
         "val": "test set" if datamodule.val_is_test else "seen_in_float" if experiment.has_float_weights else "unseen",
         "accuracy": {
             "float": accuracies("float"),
