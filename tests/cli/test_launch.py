@@ -56,6 +56,9 @@ def test_an_earlier_failure_does_not_explain_a_later_end(tmp_path: Path) -> None
     folder.record_error("the disk was full")
     run_points({folder.path: writing(folder.path, "raise SystemExit(143)")}, Slots(1), "s")
     assert folder.state == "unfinished"
+    folder.output_log.write_text("words of an earlier start\n")
+    run_points({folder.path: writing(folder.path, "os.kill(os.getpid(), 9)")}, Slots(1), "s")
+    assert (folder.error() or {})["message"] == "killed by signal 9; it last said: nothing"
 
 
 def test_a_trial_of_a_study_shares_its_float_stage_with_those_to_come(ended: dict[str, Point], tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class Slots:
 class _Process:
     folder: RunFolder
     popen: subprocess.Popen[bytes]
+    said_before: int  # bytes of its output that are of earlier starts
     started: float = field(default_factory=time.monotonic)
 
 
@@ -187,6 +188,7 @@ def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _
     path.mkdir(parents=True, exist_ok=True)
     RunFolder(path).forget_error()  # or it would explain the end of a process that dies too early to say anything
     with open(open_to_append(RunFolder(path).output_log), "ab") as output:
+        said_before = output.seek(0, os.SEEK_END)
         popen = subprocess.Popen(
             command,
             stdout=output,
@@ -195,7 +197,7 @@ def _start(path: Path, command: Sequence[str], environment: dict[str, str]) -> _
             env={**os.environ, **environment},
             start_new_session=True,
         )
-    return _Process(RunFolder(path), popen)
+    return _Process(RunFolder(path), popen, said_before)
 
 
 def _stop(popen: "subprocess.Popen[bytes]") -> None:
@@ -226,7 +228,8 @@ def _report(process: _Process, standing: str) -> bool:
                     STOPPED[code].name, span(seconds))  # fmt: skip
         return False
     if folder.error() is None:
-        ending = (folder.output_log).read_text(errors="replace").strip().splitlines()[-3:]
+        said = folder.output_log.read_bytes()[process.said_before :].decode(errors="replace")
+        ending = said.strip().splitlines()[-3:] or ["nothing"]
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         folder.record_error(f"{cause}; it last said: {' / '.join(ending)}")
     error = folder.error() or {}
