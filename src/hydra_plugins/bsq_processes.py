@@ -56,8 +56,9 @@ class ProcessLauncher(Launcher):
             result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
             summary = point.folder.summary() if point.folder.is_finished else {}
             value = objective(point.cfg.get("objective"), summary)
-            end = failure_of(point, self.config) if status == 1 and learns(self.config) else SystemExit(failed)
-            result.return_value = end if status else value
+            result.return_value = SystemExit(failed) if status else value
+            if learns(self.config) and (failure := failure_of(point, status, self.config)):
+                result.status, result.return_value = JobStatus.FAILED, failure
             returns.append(result)
         return returns
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from torch import nn
 
+from bsq_lightning.cli.chance import at_chance
 from bsq_lightning.cli.search.accident import AccidentError
 from bsq_lightning.cli.search.bracket import Trial, hopeless, next_values
 from bsq_lightning.cli.search.budget import BudgetSearch
-from bsq_lightning.cli.search.judge import Judge, at_chance
+from bsq_lightning.cli.search.judge import Judge
 from bsq_lightning.cli.search.target import Target
 from bsq_lightning.module import NonFiniteLossError
 from bsq_lightning.run_folder import RunFolder, SweepFolder

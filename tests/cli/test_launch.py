@@ -105,6 +105,29 @@ def test_a_sweeper_that_learns_hears_of_failures_as_those_of_points(
                 assert ("max_failure_rate=1 lets" in str(caught.value)) == (rate == 0)
 
 
+@pytest.mark.parametrize(("accuracy", "sweeper", "told"), [
+    (0.11, LEARNING, "p is at chance: 11.00 % of 360 test images"), (0.11, BASIC, ""), (0.5, LEARNING, ""),
+])  # fmt: skip
+def test_a_study_is_not_told_of_the_size_of_a_network_that_guesses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracy: float, sweeper: str, told: str
+) -> None:
+    point = Point(composed("objective=[sizes.model.bits]"), RunFolder(tmp_path / "p"), [], {})
+    data = {"test": 360, "classes": 10}
+    point.folder.finish({"accuracy": {"final": {"test/acc": accuracy}}, "data": data, "sizes": {"model": {"bits": 8}}})
+    launcher = ProcessLauncher()
+    hydra = {"hydra_logging": None, "verbose": False, "sweeper": {"_target_": sweeper}}
+    config: Any = OmegaConf.create({"trainer": {"devices": 1}, "hydra": hydra})
+    launcher.config, launcher.context = config, type("Context", (), {"config_loader": None})  # pyright: ignore
+    monkeypatch.setattr(launch, "launch_points", lambda *_: [(point, 0)])
+    monkeypatch.setattr("hydra.core.utils.configure_log", lambda *_: None)
+    (result,) = launcher.launch([], 0)
+    if not told:
+        assert result.return_value == 8
+        return
+    with pytest.raises(ChildProcessError, match=told):
+        assert result.return_value
+
+
 def test_two_searches_do_not_run_in_one_folder(tmp_path: Path) -> None:
     first, second = SweepFolder(tmp_path), SweepFolder(tmp_path)
     with first.searching():

@@ -50,7 +50,8 @@ def test_what_no_run_would_have_is_refused(overrides: list[str], said: str) -> N
 def test_optuna_searches_for_both_and_goes_on_after_a_trial_that_fails(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     asked = [
-        "-m", *TINY, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
+        "-m", *TINY, "reg.alpha=1", "stages.float.epochs=6",
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.direction=[maximize,minimize]", "hydra.sweeper.sampler.seed=1",
         "stages.bits.optimizer.lr=choice(0.1,1e30)", f"hydra.sweep.dir={tmp_path}",
     ]  # fmt: skip

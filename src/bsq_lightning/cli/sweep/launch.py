@@ -19,6 +19,7 @@ from bsq_lightning.callbacks.preemption import name_of
 from bsq_lightning.cli.building.checks import check_constructors
 from bsq_lightning.cli.building.post_training import begun_from
 from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
+from bsq_lightning.cli.chance import chance_of
 from bsq_lightning.cli.config import CONF_DIR, read_config
 from bsq_lightning.cli.objective import check_objective
 from bsq_lightning.cli.settled import check_same, float_part, settled_config
@@ -159,9 +160,15 @@ def learns(config: DictConfig) -> bool:
     return not str(config.hydra.sweeper["_target_"]).endswith(".BasicSweeper")
 
 
-def failure_of(point: Point, config: DictConfig) -> ChildProcessError:
-    """What a sweeper that learns is told of a point that failed, and shows."""
-    message = f"{point.folder.path.name} failed: {(point.folder.error() or {}).get('message')}"
+def failure_of(point: Point, status: int, config: DictConfig) -> ChildProcessError | None:
+    """What a sweeper that learns is told of a point that failed, and shows. So is one whose network guesses: nothing is
+    smaller than a network without a bit, and a sweeper that is asked for small ones would look for no other."""
+    if status == 1:
+        message = f"{point.folder.path.name} failed: {(point.folder.error() or {}).get('message')}"
+    elif point.folder.is_finished and (guesses := chance_of(point.folder.summary())):
+        message = f"{point.folder.path.name} is {guesses}"
+    else:
+        return None
     if config.hydra.sweeper.get("max_failure_rate", 1) < 1:
         message += ". hydra.sweeper.max_failure_rate=1 lets the study go on with the next trial"
     return ChildProcessError(message)
