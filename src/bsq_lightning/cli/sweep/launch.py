@@ -274,7 +274,8 @@ def _compose(
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     if learns(config):  # it does not know those that are to come: what was asked for as one value is common to all
         params = config.hydra.sweeper.get("params") or {}
-        common = set(jobs[i]) & {*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())}
+        asked = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+        common = set(jobs[i]) & {each if "=" in each else f"{each}=null" for each in asked}  # as Optuna has ~KEY
     excluded = {override.partition("=")[0].lstrip("+~") for override in common}
     excluded |= set(config.hydra.job.config.override_dirname.exclude_keys)
     keys = ",".join(f"'{key}'" for key in sorted(excluded))
