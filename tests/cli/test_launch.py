@@ -25,6 +25,7 @@ ENDINGS = {
     "raise SystemExit(137)": 1,  # the same, in a container or under a shell
     "raise OSError(28, 'No space left on device')": 1,
 }
+NO_LOADER: Any = type("Context", (), {"config_loader": None})
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LEARNING = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
 
@@ -91,7 +92,7 @@ def test_a_sweeper_that_learns_hears_of_failures_as_those_of_points(
         hydra = {"hydra_logging": None, "verbose": False, "sweeper": kind}
         config: Any = OmegaConf.create({"trainer": {"devices": 1}, "hydra": hydra})
         launcher = ProcessLauncher()
-        launcher.config, launcher.context = config, type("Context", (), {"config_loader": None})
+        launcher.config, launcher.context = config, NO_LOADER
         monkeypatch.setattr(launch, "launch_points", lambda *_: found)
         monkeypatch.setattr("hydra.core.utils.configure_log", lambda *_: None)
         for (point, status), result in zip(found, launcher.launch([], 0), strict=True):
@@ -117,7 +118,7 @@ def test_a_study_is_not_told_of_the_size_of_a_network_that_guesses(
     launcher = ProcessLauncher()
     hydra = {"hydra_logging": None, "verbose": False, "sweeper": {"_target_": sweeper}}
     config: Any = OmegaConf.create({"trainer": {"devices": 1}, "hydra": hydra})
-    launcher.config, launcher.context = config, type("Context", (), {"config_loader": None})  # pyright: ignore
+    launcher.config, launcher.context = config, NO_LOADER
     monkeypatch.setattr(launch, "launch_points", lambda *_: [(point, 0)])
     monkeypatch.setattr("hydra.core.utils.configure_log", lambda *_: None)
     (result,) = launcher.launch([], 0)
