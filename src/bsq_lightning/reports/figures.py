@@ -10,7 +10,7 @@ from bsq_lightning.reports.front import pareto
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#e69f00", "#56b4e9")
 LINE, QUIET = "#3d444d", "#66707c"
 DASHES = ("solid", "dashed", "dotted", "dashdot")
-BASELINE_MARKERS = dict(zip(DASHES, ("s", "v", "X", "P"), strict=True))  # of baselines, all of one colour
+BASELINE_MARKERS: dict[str, str] = dict(zip(DASHES, "svXP", strict=True))  # of baselines, all of one colour
 FORMATS = ("png", "pdf", "svg")
 MOST_LABELS = 24
 SIZES = {
