@@ -11,6 +11,7 @@ from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantized_tensor import load_state, save_state
 from bsq_lightning.quantizers import PACT
+from bsq_lightning.quantizers.activation import ClipAt
 from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
 from tests.helpers import TinyNet
 
@@ -64,7 +65,7 @@ def test_the_clip_of_pact_has_the_gradient_and_the_decay_of_the_paper() -> None:
     """dy/dclip is 1 where x is at or above the clip, else 0; L2 with the weights' strength."""
     network = QuantizedNetwork(TinyNet(), DoReFaQuantizer, partial(PACT, clip=0.5), precision=2, act_precision=3)
     quantizer: PACT = next(iter(network.activation_quantizers.values()))  # type: ignore[assignment]
-    x = torch.tensor([0.1, 0.4, 0.7, 2.0])
+    x = torch.tensor([0.1, 0.4, 0.5, 2.0])
     quantizer(x).sum().backward()
     assert float(quantizer.alpha.grad) == 2.0
     quantizer.alpha.grad = torch.zeros(())
@@ -91,3 +92,19 @@ def test_an_untrained_network_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_clip_is_torchs_clamp_with_its_gradients(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 3, 8, 8).mul(2).to(dtype)
+    x[x.abs() == 1.5] = 0  # where torch shares the gradient
+    found = []
+    for clip in (ClipAt.apply, lambda x, a: torch.clamp(x, -a.to(x.dtype), a.to(x.dtype))):
+        inputs, alpha = x.clone().requires_grad_(), torch.tensor(1.5, requires_grad=True)
+        torch.manual_seed(1)
+        out = clip(inputs, alpha)
+        out.backward(torch.randn(x.shape).to(dtype))
+        assert inputs.grad is not None and alpha.grad is not None
+        found.append((out.detach(), inputs.grad, alpha.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
