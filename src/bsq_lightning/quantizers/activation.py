@@ -22,7 +22,7 @@ class RoundToSteps(torch.autograd.Function):
 
 
 class ClipAt(torch.autograd.Function):
-    """``clamp(x, -a, a)`` for a scalar tensor ``a >= 0``; ``da`` sums the gradients at and beyond the clip with x's sign.
+    """``clamp(x, -a, a)`` for a scalar tensor ``a >= 0``; ``da`` sums the gradients from the clip on, with x's sign.
 
     Choi et al., 2018, equation 3. torch.clamp shares the gradient at the clip itself, and its backward for bounds that
     are tensors takes some five times as long on a CPU.
