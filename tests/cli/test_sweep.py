@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -161,7 +162,8 @@ def test_a_search_ends_inside_the_budget_and_goes_on_after_a_kill(tmp_path: Path
     os.kill(process.pid if whom == "search" else int(children.read_text().split()[-1]), signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == (128 + signal.SIGTERM if whom == "search" else 75), output
-    assert f"go on with: python -m bsq_lightning.search {' '.join(command)}" in output.replace("Go on", "go on")
+    again = shlex.join(["python", "-m", "bsq_lightning.search", *command])
+    assert f"go on with: {again}" in output.replace("Go on", "go on")
     record = tmp_path / "search.json"
     assert not record.exists() or not any(trial["failed"] for trial in json.loads(record.read_text())["trials"])
     code, output = run("search", *command)
