@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bsq_lightning.cli.building.checks import check_settings
 from bsq_lightning.cli.building.networks import build_net, build_network
-from bsq_lightning.module import evaluating
+from bsq_lightning.module import measuring
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import BitPlaneQuantizer, relu6_or_pact
@@ -76,7 +76,7 @@ def test_compiled_training_is_the_eager_one_and_an_adjustment_compiles_nothing()
         assert adjusted, "nothing was trimmed, so the adjustment was not tried"
         # One graph for whole batches, one for all other sizes: nothing breaks the graph, nothing comes again.
         assert seen == graphs() - before == 2
-        with evaluating(network), network.observing():
+        with measuring(network), network.observing():
             network(images)
         assert graphs() - before == 2, "a few batches of calibration were compiled"
         trial = copy.deepcopy(network)

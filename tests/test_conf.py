@@ -17,7 +17,7 @@ from bsq_lightning.cli.building.networks import build_module, build_net, build_n
 from bsq_lightning.cli.building.stage import planned_stages
 from bsq_lightning.cli.building.trainers import build_callbacks
 from bsq_lightning.cli.config import CONF_DIR
-from bsq_lightning.module import evaluating
+from bsq_lightning.module import measuring
 
 FILES = sorted(
     (path.parent.name, path.stem)
@@ -179,7 +179,7 @@ def test_imagenet_recipes_train_a_step(name: str) -> None:
         assert output.aux_logits.shape == (2, 1000)
         output = output.logits + 0.4 * output.aux_logits
         assert not [layer.name for layer in network.scheme().layers if layer.name.startswith("AuxLogits")]
-        with evaluating(module):
+        with measuring(module):
             assert module(torch.randn(2, 3, 299, 299)).shape == (2, 1000)
     assert output.shape == (2, 1000)
     weights = [parameter.detach().clone() for _, parameter, _ in network.quantizers()]

@@ -17,6 +17,7 @@ from bsq_lightning.distributed import from_rank_zero_, of_all_ranks, sum_over_ra
 from bsq_lightning.models.classification import classification_loss, full_precision
 from bsq_lightning.models.distillation import Distillation
 from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.ops.evaluating import evaluating
 from bsq_lightning.ops.hessian import hessian_traces
 from bsq_lightning.ops.streams import stage_seed
 from bsq_lightning.optimizer import LatentOptimizer
@@ -25,19 +26,13 @@ from bsq_lightning.regularizers import Regularizer
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def measuring(module: nn.Module) -> Iterator[None]:
     """Evaluation and inference mode with the weights that are shipped; every submodule gets its own mode back."""
     for submodule in module.modules():
         if isinstance(submodule, QuantizedNetwork):
             submodule.hold_weights_()
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for submodule, training in modes.items():
-            submodule.training = training
+    with evaluating(module), torch.inference_mode():
+        yield
 
 
 def _mean() -> MeanMetric:
@@ -236,15 +231,9 @@ class QuantModule(L.LightningModule):
         evaluation mode and the same on all ranks; nothing is changed."""
         tensors = {name: parameter for name, parameter, _ in self.network.quantizers()}
         generator = torch.Generator().manual_seed(stage_seed(self.seed, self.stage) + self.current_epoch)
-        modes = {module: module.training for module in self.network.modules()}
-        self.network.eval()
-        try:
-            # A compiled graph cannot be differentiated twice.
-            with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-                traces = hessian_traces(self.loss(batch)[0], list(tensors.values()), generator, samples)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        # A compiled graph cannot be differentiated twice.
+        with evaluating(self.network), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            traces = hessian_traces(self.loss(batch)[0], list(tensors.values()), generator, samples)
         return dict(zip(tensors, from_rank_zero_(traces).tolist(), strict=True))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

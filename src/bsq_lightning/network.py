@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bsq_lightning.ops.evaluating import evaluating
 from bsq_lightning.ops.input_bits import bits_of_inputs
 from bsq_lightning.ops.macs import count_macs
 from bsq_lightning.quantized_tensor import QuantizedActivation, QuantizedState
@@ -305,12 +306,9 @@ class QuantizedNetwork(nn.Module):
         quantizers: dict[nn.Module, int] = {
             q: q.precision for q in self.activation_quantizers.values() if isinstance(q, ActivationQuantizer)
         }
-        modes = {module: module.training for module in self.modules()}
-        self.eval()  # the quantizers too, which learn from what they see in training
-        self.macs = count_macs(self.net, image_size)
-        self.input_bits = bits_of_inputs(self.net, layers, quantizers, image_size)
-        for module, training in modes.items():
-            module.training = training
+        with evaluating(self):  # the quantizers too, which learn from what they see in training
+            self.macs = count_macs(self.net, image_size)
+            self.input_bits = bits_of_inputs(self.net, layers, quantizers, image_size)
 
     def activations(self) -> tuple[QuantizedActivation, ...]:
         """The places where activations are quantized (reads the device)."""

@@ -10,7 +10,7 @@ import torch
 import bsq_lightning
 from bsq_lightning.data import DigitsDataModule
 from bsq_lightning.models import ResNetCifar
-from bsq_lightning.module import QuantModule, evaluating
+from bsq_lightning.module import QuantModule, measuring
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.quantizers import CPQQuantizer, CSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
@@ -53,7 +53,7 @@ def test_what_is_left_of_training_is_what_ships(quantizer: object, tmp_path: Pat
     for name, weight in shipped.items():
         assert torch.equal(saved[f"network.net.{name}.weight"], weight)
     network.write_training_weights_(torch.Generator().manual_seed(1))
-    with evaluating(module):
+    with measuring(module):
         assert torch.equal(network.net.conv1.weight, shipped["conv1"])
     for name, tensor in network.state().tensors.items():
         assert torch.equal(tensor.dequantize(), shipped[name])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bsq_lightning.data import ImageDataModule
-from bsq_lightning.module import QuantModule, evaluating
+from bsq_lightning.module import QuantModule, measuring
 from bsq_lightning.ops.streams import stage_seed
 
 
@@ -55,7 +55,7 @@ class BatchStatistics(L.Callback):
             return
         seed = stage_seed(module.seed, module.stage) * 1_000_003 + trainer.current_epoch
         momenta = [norm.momentum for norm in norms]
-        with evaluating(module), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        with measuring(module), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(seed)  # the same mixture on all ranks
             for norm in norms:
                 norm.train()

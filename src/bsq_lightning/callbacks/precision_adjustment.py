@@ -9,7 +9,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 
 from bsq_lightning.callbacks.batch_statistics import measure_again_
-from bsq_lightning.module import QuantModule, evaluating
+from bsq_lightning.module import QuantModule, measuring
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.run_folder import RunFolder
 from bsq_lightning.scheme import Scheme
@@ -158,7 +158,7 @@ def _accuracy(trainer: L.Trainer, module: QuantModule) -> float | None:
         return None
     classes = module.metrics["val_acc"].num_classes  # type: ignore[union-attr]
     metric = MulticlassAccuracy(classes, average="micro").to(module.device)  # type: ignore[arg-type]
-    with evaluating(module), trainer.precision_plugin.forward_context():
+    with measuring(module), trainer.precision_plugin.forward_context():
         for i, batch in enumerate(loader):
             if i >= trainer.num_val_batches[0]:
                 break

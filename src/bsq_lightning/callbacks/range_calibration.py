@@ -3,7 +3,7 @@
 import lightning as L
 
 from bsq_lightning.data import ImageDataModule
-from bsq_lightning.module import QuantModule, evaluating
+from bsq_lightning.module import QuantModule, measuring
 
 
 class RangeCalibration(L.Callback):
@@ -31,6 +31,6 @@ class RangeCalibration(L.Callback):
         if not self.num_batches or not module.network.act_precision:
             return
         batches = zip(range(self.num_batches), datamodule.calibration_dataloader(), strict=False)
-        with evaluating(module), module.network.observing():
+        with measuring(module), module.network.observing():
             for _, (images, _labels) in batches:
                 module(images.to(module.device, next(module.parameters()).dtype))

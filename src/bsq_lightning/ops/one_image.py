@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from bsq_lightning.ops.evaluating import evaluating
+
 
 def blank_image(net: nn.Module, image_size: int) -> Tensor:
     """``[1, 3, image_size, image_size]`` of zeros, where the network is and of its type."""
@@ -19,10 +21,5 @@ def show_(net: nn.Module, image: Tensor) -> None:
         >>> net.training
         True
     """
-    modes = {module: module.training for module in net.modules()}
-    try:
-        with torch.no_grad():
-            net.eval()(image)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(net), torch.no_grad():
+        net(image)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bsq_lightning.ops.evaluating import evaluating
+
 
 @torch.no_grad()
 def layer_inputs(
@@ -41,15 +43,9 @@ def layer_inputs(
             raise ValueError(f"layer {name} is a {type(layer).__name__}; inputs are taken of Linear and Conv2d")
     weights: dict[str, Any] = {name: layer.weight for name, layer in layers.items()}
     watch = _Watch(weights.values(), per_batch)
-    modes = {module: module.training for module in net.modules()}
-    try:
-        net.eval()
-        with watch:
-            for images in batches:
-                net(images)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(net), watch:
+        for images in batches:
+            net(images)
     found = {name: watch.found[id(weight)] for name, weight in weights.items()}
     empty = [name for name, rows in found.items() if not rows]
     if empty:

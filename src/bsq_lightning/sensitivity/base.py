@@ -1,7 +1,6 @@
 """What quantizing each layer to each number of bits would cost, and the contract of what finds out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,18 +104,6 @@ def check_bits(bits: Sequence[int]) -> tuple[int, ...]:
     if not bits or not whole or list(bits) != sorted(set(bits)):
         raise ValueError(f"bits are whole numbers from 0 to 16, rising, not {list(bits)}")
     return tuple(bits)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Inside, ``net`` is in evaluation mode: images do not see each other through batch norm."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def split_batch(batch: Batch, net: nn.Module) -> tuple[Tensor, Tensor | None]:

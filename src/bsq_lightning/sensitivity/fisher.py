@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bsq_lightning.ops.evaluating import evaluating
 from bsq_lightning.sensitivity.base import (
     Batch,
     CostTable,
     NamedWeights,
     check_bits,
     curvature_table,
-    evaluating,
     traces_of,
 )
 

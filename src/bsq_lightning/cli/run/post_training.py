@@ -11,7 +11,7 @@ from bsq_lightning.checkpoint_io import load_checkpoint, save_weights
 from bsq_lightning.cli.building.experiment import Experiment
 from bsq_lightning.cli.run.layer_errors import LayerErrors, errors_of, write_layers
 from bsq_lightning.data import ImageDataModule
-from bsq_lightning.module import evaluating
+from bsq_lightning.module import measuring
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.post_training import layer_inputs, quantize_
 from bsq_lightning.quantized_tensor import QuantizedTensor, load_state
@@ -94,5 +94,5 @@ def _begun_from(experiment: Experiment, folder: RunFolder, network: QuantizedNet
 
 def _predictions(net: nn.Module, datamodule: ImageDataModule) -> Tensor:
     """Classes of the test images, as ``net`` sees them."""
-    with evaluating(net):
+    with measuring(net):
         return torch.cat([net(images).argmax(1) for images, _ in datamodule.test_dataloader()])

@@ -18,7 +18,7 @@ from bsq_lightning.cli.run.stage_memory import stage_memory
 from bsq_lightning.cli.terminal import span
 from bsq_lightning.data import ImageDataModule
 from bsq_lightning.distributed import alone, world_size
-from bsq_lightning.module import QuantModule, evaluating
+from bsq_lightning.module import QuantModule, measuring
 from bsq_lightning.run_folder import RunFolder
 
 SMALL_IMAGE, TRIAL_IMAGES = 64, 8  # a whole batch of larger images would take minutes on a CPU
@@ -137,7 +137,7 @@ def _try_step(module: QuantModule, datamodule: ImageDataModule) -> Trial:
     few = batch if datamodule.image_size <= SMALL_IMAGE else min(batch, TRIAL_IMAGES)
     images, labels = datamodule.trial_batch(few)
     module.network.on_epoch(0.0)
-    with evaluating(module):
+    with measuring(module):
         outputs = module(images[:2]).shape[-1]
     if outputs != datamodule.num_classes:
         raise ValueError(

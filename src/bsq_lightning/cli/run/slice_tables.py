@@ -17,7 +17,7 @@ from torch import Tensor
 from bsq_lightning.cli.run.opening import OpenedRun
 from bsq_lightning.files import write_whole
 from bsq_lightning.hardware import Crossbars, code_bits, input_grids, layer_uses, on_crossbars
-from bsq_lightning.module import evaluating
+from bsq_lightning.module import measuring
 from bsq_lightning.ops.bit_slices import adc_bits, energy_factor, slice_count, speed_factor
 from bsq_lightning.quantized_tensor import QuantizedState
 from bsq_lightning.run_folder import RunFolder
@@ -132,7 +132,7 @@ def saturating_accuracies(
         **{f"{n} bits": [n] * slices_ for n in sorted(widths, reverse=True)},
     }
     names = [name for name in (*uses, *state.owners) if name in uses or state.owners.get(name) in uses]
-    with evaluating(opened.module):
+    with measuring(opened.module):
         images_ = [batch for batch, _ in islice(opened.datamodule.calibration_dataloader(), _RANGE_BATCHES)]
         grids = input_grids(network.net, {name: state.input_bits.get(name, FLOAT_BITS) for name in names}, images_)
         accuracy, count = _accuracy(opened, images)
