@@ -151,3 +151,11 @@ def test_an_installed_command_finds_a_package_of_this_folder(tmp_path: Path) -> 
     asked = ["preflight=only", *TINY, "model._target_=mine.ResNetCifar", "stages.bits.epochs=0"]
     said = subprocess.run([sys.executable, "-c", program, *asked], capture_output=True, text=True, cwd=tmp_path)
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_nothing_is_said_after_the_last_table(tmp_path: Path) -> None:
+    asked = ["preflight=only", *TINY, "stages.bits.epochs=0"]
+    said = subprocess.run(
+        [sys.executable, "-m", "bsq_lightning.train", *asked], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert said.returncode == 0 and "leaked" not in said.stdout + said.stderr, said.stderr

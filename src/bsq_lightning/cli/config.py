@@ -1,5 +1,6 @@
 """Where the configs are, how objects are made from them, and how a user's mistake is shown."""
 
+import atexit
 import gc
 import logging
 import os
@@ -196,6 +197,7 @@ def heavy_imports() -> Iterator[None]:
         yield
         return
     gc.disable()
+    atexit.register(gc.unfreeze)  # or triton's bindings report what nobody frees at the end as leaks, in thirty lines
     try:
         yield
     finally:
