@@ -1,6 +1,7 @@
 """The written report: its figures are those of the run folders, it asks for nothing, and names cannot break it."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -236,6 +237,22 @@ def test_every_point_and_every_bar_lies_inside_the_picture(accuracies: list[floa
         # The first of the axes is that of the bulk: its points keep their bars.
         low, high = axes[0].get_ylim()
         assert all(low < row["lo"] and row["hi"] < high for row in group["rows"] if (row["acc"] or 0) > 91)
+
+
+def test_labels_do_not_cover_each_other(tmp_path: Path) -> None:
+    for i in range(5):  # as close as the lines of a front where all methods are equally good
+        write_run(tmp_path / f"{i}", alpha=1e-3 * (1 + i / 20), accuracy=0.919 + i / 5000)
+        write_run(tmp_path / f"u{i}", method="uniform", precision=2 + i, accuracy=0.9195)
+    data = page_data(collect([tmp_path]))
+    figure = front_figure(data["groups"][0], data["runs"], ("paper", "signed"))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        boxes = {
+            text.get_text(): text.get_window_extent() for text in axis.texts if text.get_text() and text.get_visible()
+        }
+        inside = [box for box in boxes.values() if axis.bbox.overlaps(box)]
+        assert len(inside) >= 10
+        assert not [1 for a, b in itertools.combinations(inside, 2) if a.overlaps(b)], axis.get_xlabel()
 
 
 def test_a_float_row_where_no_float_run_is(tmp_path: Path) -> None:

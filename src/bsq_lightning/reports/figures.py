@@ -13,6 +13,11 @@ DASHES = ("solid", "dashed", "dotted", "dashdot")
 BASELINE_MARKERS: dict[str, str] = dict(zip(DASHES, "svXP", strict=True))  # of baselines, all of one colour
 FORMATS = ("png", "pdf", "svg")
 MOST_LABELS = 24
+LABEL_PLACES = (  # in points from what is labelled, and which part of the text is there; the first that is free
+    (4, 4, "left", "bottom"), (4, -4, "left", "top"), (-4, 4, "right", "bottom"), (-4, -4, "right", "top"),
+    (0, 6, "center", "bottom"), (0, -6, "center", "top"), (8, 0, "left", "center"), (-8, 0, "right", "center"),
+    (4, 14, "left", "bottom"), (4, -14, "left", "top"), (-4, 14, "right", "bottom"), (-4, -14, "right", "top"),
+)  # fmt: skip
 SIZES = {
     "paper": "times smaller than float, paper's counting",
     "signed": "times smaller than float, with the sign bit",
@@ -147,7 +152,35 @@ def front_figure(group: dict[str, Any], runs: list[dict[str, Any]], kinds: tuple
         text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=3)
+    figure.draw_without_rendering()  # only then places on the page are known
+    for axis in axes.flat:
+        _place_labels(axis)
     return figure
+
+
+def _place_labels(axis: Any) -> None:
+    """Each label where it covers the least of points, error bars, lines and the labels before it."""
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+    labels = [text for text in axis.texts if isinstance(text, Annotation)]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in (axis.transData.transform(label.xy) for label in labels)]
+    drawn = [line.get_transform().transform_path(line.get_path()) for line in axis.lines]
+    drawn += [bars.get_transform().transform_path(path) for bars in axis.collections for path in bars.get_paths()]
+    for label in labels:
+        found = []
+        for x, y, horizontal, vertical in LABEL_PLACES:
+            label.set(position=(x, y), horizontalalignment=horizontal, verticalalignment=vertical)
+            box = label.get_window_extent()
+            overlaps = [Bbox.intersection(box, other) for other in taken]
+            covered = sum(each.width * each.height for each in overlaps if each is not None)
+            outside = not axis.bbox.contains(box.x0, box.y0) or not axis.bbox.contains(box.x1, box.y1)
+            crossed = sum(path.intersects_bbox(box, filled=False) for path in drawn)
+            found.append((covered + 1000 * outside, crossed, len(found), box))
+        *_, best, box = min(found, key=lambda each: each[:3])
+        x, y, horizontal, vertical = LABEL_PLACES[best]
+        label.set(position=(x, y), horizontalalignment=horizontal, verticalalignment=vertical)
+        taken.append(box)
 
 
 def _grades(group: dict[str, Any]) -> Any:
@@ -206,7 +239,7 @@ def _draw_front(axis: Any, group: dict[str, Any], drawn: list[Any], open_: list[
         elif len(drawn) <= MOST_LABELS:
             for row, at in points:
                 axis.annotate(
-                    row["short"], (at[0], row["acc"]), (4, -9 if first["baseline"] else 5), fontsize=7, color=colour,
+                    row["short"], (at[0], row["acc"]), (0, 0), fontsize=7, color=colour,
                     textcoords="offset points", zorder=5, annotation_clip=True,
                 )  # fmt: skip
     label: str | None = "unfinished: newest validation accuracy"
@@ -261,8 +294,8 @@ def _published(axis: Any, points: list[dict[str, Any]]) -> None:
             axis.plot(x, y, "d", color=QUIET, mfc=face, label=label, ms=5, zorder=2)
         for point in some:
             axis.annotate(
-                point["name"], (point["c"], point["acc"]), (0, 5), textcoords="offset points", color=QUIET, fontsize=6,
-                ha="center", annotation_clip=True,
+                point["name"], (point["c"], point["acc"]), (0, 0), textcoords="offset points", color=QUIET, fontsize=6,
+                annotation_clip=True,
             )  # fmt: skip
 
 
