@@ -1,4 +1,4 @@
-"""BSQ in a plain loop, without Hydra or Lightning: float, bit planes with adjustments, fine-tuning at the scheme."""
+"""BSQ in a plain loop, without Hydra or Lightning: float, then bit planes with adjustments."""
 
 from functools import partial
 

@@ -76,6 +76,16 @@ def test_accuracy_with_fixed_ranges_does_not_depend_on_the_batch(tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_data_that_cannot_calibrate_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    data = digits()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    with pytest.raises(TypeError, match=r"calibration_dataloader\(\).*leave it out"):
+        trainer(tmp_path).fit(module(), loader)
+    trainer(tmp_path, callbacks=[RangeCalibration(0)], max_epochs=1).fit(module(), loader)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_bf16_autocast_keeps_latents_in_32_bits(tmp_path: Path) -> None:
     live = module()
     trainer(tmp_path, max_epochs=1, precision="bf16-mixed").fit(live, digits())

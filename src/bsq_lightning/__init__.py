@@ -1,8 +1,9 @@
 """Bit-level sparsity quantization: a float network goes in, a mixed-precision one comes out, with one knob, alpha.
 
 Commands: ``python -m bsq_lightning.train``, ``evaluate``, ``search``, ``sweep``, ``report``, ``allocate``, ``ptq``,
-``export``, ``verify``. In a notebook: ``bsq_lightning.quantize`` and what is beside it in ``bsq_lightning.library``.
-README draws the floors, each importing only from those beneath it; ``make lint`` keeps them.
+``export``, ``verify``, ``card``, ``slices``, ``accelerator``. In a notebook: ``bsq_lightning.quantize`` and what is
+beside it in ``bsq_lightning.library``.
+docs/architecture.md draws the floors, each importing only from those beneath it; ``make lint`` keeps them.
 """
 
 from typing import Any

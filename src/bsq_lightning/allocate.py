@@ -22,6 +22,8 @@ def allocate(cfg: DictConfig) -> float:
         from bsq_lightning.run_folder import RunFolder
 
     check_settings(cfg)
+    if cfg.preflight == "only":
+        raise ValueError("allocate trains nothing, so there is nothing to check before it: leave preflight out")
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     found = allocate_bits(cfg, Target(**cfg.target))
     path = folder.write_scheme(found.scheme.to_json())

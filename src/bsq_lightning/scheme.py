@@ -206,7 +206,10 @@ class Scheme:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no scheme file at {path}: give the scheme.json of a finished run folder")
+            raise FileNotFoundError(
+                f"no scheme file at {path}: give the scheme.json of a finished run folder, "
+                "or one that python -m bsq_lightning.allocate wrote"
+            )
         return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 

@@ -30,6 +30,8 @@ def search(cfg: DictConfig) -> float:
         from bsq_lightning.run_folder import SweepFolder
 
     check_values(cfg)
+    if cfg.preflight == "only":
+        raise ValueError("preflight=only is of train: try one value of the knob there, then search without it")
     target = Target(**cfg.target)
     folder = SweepFolder(Path(HydraConfig.get().runtime.output_dir))
     with folder.searching(), told_how_to_go_on(folder):

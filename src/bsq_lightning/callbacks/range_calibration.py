@@ -14,12 +14,25 @@ class RangeCalibration(L.Callback):
 
     Args:
         num_batches: training batches to look at; 0 keeps the batch's own range.
+
+    Raises:
+        TypeError: at the start of a fit whose data has no ``calibration_dataloader()``.
     """
 
     def __init__(self, num_batches: int = 10) -> None:
         if num_batches < 0:
             raise ValueError(f"calibration needs a number of batches that is not negative, not {num_batches}")
         self.num_batches = num_batches
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if self.num_batches and not hasattr(data, "calibration_dataloader"):
+            raise TypeError(
+                "RangeCalibration looks at training images without augmentation, in a fixed order: it needs a data "
+                "module with calibration_dataloader(), as bsq_lightning.data.ImageDataModule has it, not "
+                f"{type(data).__name__}; without one leave it out and call bsq_lightning.calibrate(module.network, "
+                "batches) after the fit"
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:

@@ -36,8 +36,8 @@ def export_hub(
 ) -> Exported:
     """Writes a packed file and, beside it, ``config.json`` and ``README.md`` with the quantization card.
 
-    ``huggingface_hub.upload_folder(folder_path=..., repo_id=...)`` publishes the folder. The card names paths and the
-    command of the run: read it before.
+    ``huggingface_hub.upload_folder(folder_path=..., repo_id=...)`` publishes the folder. The card has the
+    command of the run and relative paths: read it before.
 
     Args:
         path: the packed file in the folder that is to be uploaded, ``FOLDER/model.safetensors``.
