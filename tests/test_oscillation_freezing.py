@@ -28,6 +28,8 @@ CANNOT = (
     "dorefa_per_channel",
     "msq",
     "fixed_point",
+    "swis",
+    "swis_c",
 )
 
 

@@ -75,7 +75,7 @@ def build_optimizer(
         ValueError: an optimizer that bit planes cannot have, a penalty with nothing to act on, or quantizers that train
             with other weights than they ship, which a plain loop does not know of.
     """
-    if not network.exact or any(quantizer.samples for _, _, quantizer in network.quantizers()):
+    if not network.exact:
         raise ValueError(
             "these quantizers train with other weights than they ship, on a schedule: train them with "
             "python -m bsq_lightning.train, or with bsq_lightning.module.QuantModule"

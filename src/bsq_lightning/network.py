@@ -210,11 +210,16 @@ class QuantizedNetwork(nn.Module):
         """Whether training computes with the weights that will be shipped."""
         return all(quantizer.exact for _, _, quantizer in self.quantizers())
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether some quantizer changes from epoch to epoch (``on_epoch``)."""
+        return any(_follows_epochs(quantizer) for _, _, quantizer in self.quantizers())
+
     @torch.no_grad()
     def on_epoch(self, progress: float) -> None:
         """Tells every quantizer how far the stage is, from 0 at its first epoch to 1 at its last."""
         for _, parameter, quantizer in self.quantizers():
-            if type(quantizer).on_epoch is not WeightQuantizer.on_epoch:
+            if _follows_epochs(quantizer):
                 quantizer.on_epoch(progress)
                 parameter.copy_(quantizer.weight())
 
@@ -371,3 +376,7 @@ def _same_names(precisions: Mapping[str, int], tensors: Mapping[str, object]) ->
                 if names
             )
         )
+
+
+def _follows_epochs(quantizer: WeightQuantizer) -> bool:
+    return type(quantizer).on_epoch is not WeightQuantizer.on_epoch

@@ -12,6 +12,7 @@ from bsq_lightning.checkpoint_io import load_checkpoint
 from bsq_lightning.cli.building.checks import check_settings
 from bsq_lightning.cli.building.networks import build_module, first_network, next_network
 from bsq_lightning.cli.building.stage import planned_stages, stage_settings
+from bsq_lightning.cli.building.trainers import build_callbacks
 from bsq_lightning.cli.config import CONF_DIR
 from bsq_lightning.quantized_tensor import load_state
 from tests.cli.commands import TINY, run
@@ -32,6 +33,18 @@ METHODS: dict[str, tuple[list[str], list[str]]] = {
             "average=ema",
         ],
         ["finetune"],
+    ),
+    "msq": (  # the target is met at the first adjustment, and what resumes then is beyond it
+        [
+            "reg=msq_lsb",
+            "quant.precision=4",
+            "quant.threshold=1.0",
+            "reg.target_compression=10",
+            "reg.alpha=1e-3",
+            "stages.bits.adjust_every_n_epochs=1",
+            "stages.bits.epochs=3",
+        ],
+        ["bits", "finetune"],
     ),
     "water_filling": (
         ["reg=none", "mix=cutmix", "distill=float", "quant.exchanges=4", "quant.until=0.8", "quant.mean_bits=3"],
@@ -68,6 +81,14 @@ def test_every_stage_is_built_and_makes_a_step(method: str, tmp_path: Path) -> N
         network.write_training_weights_(torch.Generator())
         assert any(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
         network.check_weights()
+
+
+def test_what_acts_in_the_last_stage_acts_in_the_last_that_trains(tmp_path: Path) -> None:
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        cfg = compose("train", overrides=["experiment=methods_short_cpq", "freeze=oscillating", "average=ema"])
+    assert planned_stages(cfg)[-1] == "drop"
+    kinds = {type(callback).__name__ for callback in build_callbacks(cfg, tmp_path, "drop")}
+    assert {"OscillationFreezing", "FloatAverage"} <= kinds
 
 
 @pytest.mark.slow

@@ -275,6 +275,9 @@ def test_a_run_says_all_that_is_wrong_at_once_and_trains_nothing(tmp_path: Path)
         ("search", ["target.kilobytes=5", "stages.bits.epochs=1.5"], ["stages.bits.epochs must be"]),
         ("allocate", ["target.mean_bits=2", "images=many"], ["images must be a whole number"]),
         ("allocate", ["target.mean_bits=2", "sensitivity.bits=[0.5]"], ["sensitivity.bits must be"]),
+        ("allocate", ["target.mean_bits=2", "preflight=only"], ["leave preflight out"]),
+        ("train", ["quant=csq", "reg=csq_budget", "stages.bits.epochs=1"], ["stage soft has one epoch", "2 or more"]),
+        ("search", ["target.kilobytes=5", "preflight=only"], ["preflight=only is of train"]),
     ],
 )
 def test_every_command_asks_the_same(command: str, arguments: list[str], expected: list[str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.optimizer import LatentOptimizer
 from bsq_lightning.quantizers import BitPlaneQuantizer
+from bsq_lightning.quantizers.clipped_activation import ClippedActivation
 from bsq_lightning.quantizers.lsq import LSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from tests.helpers import TinyNet
@@ -104,3 +105,24 @@ def test_a_loaded_step_is_not_started_anew() -> None:
     other.load_state_dict(first.state_dict())
     other(torch.full((2, 3), 100.0))
     assert torch.equal(other.learned_step, first.learned_step)
+
+
+def test_a_step_of_activations_below_its_floor_comes_back_and_is_kept_at_a_resume() -> None:
+    quantizer = LSQActivation(4)
+    x = torch.rand(8, 5)
+    quantizer(x)
+    quantizer.learned_step.data.fill_(-0.01)
+    (quantizer(x) - x).square().mean().backward()
+    assert float(quantizer.learned_step.grad) < 0  # descent makes it grow
+    other = LSQActivation(4)
+    other.load_state_dict(quantizer.state_dict())
+    other(x)
+    assert other.learned_step.item() == pytest.approx(-0.01)
+
+
+def test_a_clip_is_chosen_from_all_columns_of_the_images() -> None:
+    quantizer = ClippedActivation(4)
+    images = torch.zeros(64, 4, 64, 64)  # eight times as many values as the choice looks at
+    images[..., 1::2] = torch.rand(64, 4, 64, 32)
+    quantizer(images)
+    assert 0.5 < quantizer.clip_value() < 1.1

@@ -163,6 +163,24 @@ def test_the_last_bits_stay() -> None:
     assert quantizer.pressed == 0 and quantizer.adjust_precision_().may_move == ""
 
 
+def test_an_optimizer_is_resumed_where_a_layer_has_lost_its_last_bit() -> None:
+    network = QuantizedNetwork(TinyNet(), partial(MSQQuantizer, min_precision=0, threshold=1.0), precision=1)
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    optimizer = LatentOptimizer(network, sgd, LowestBitsL1(1e-3))
+    quantizer = network.quantizer("fc")
+    quantizer.latents()[0].data[0] = 0.1 * quantizer.latents()[0].data.abs().max()  # not all at the largest code
+    assert quantizer.adjust_precision_().may_move and quantizer.precision == 0
+    images, labels = batch()
+    for _ in range(2):
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    again = QuantizedNetwork(TinyNet(), partial(MSQQuantizer, min_precision=0, threshold=1.0), precision=1)
+    again.load_state_dict(network.state_dict())
+    resumed = LatentOptimizer(again, sgd, LowestBitsL1(1e-3))
+    resumed.load_state_dict(optimizer.state_dict())
+    assert not again.quantizer("fc").weight().any()
+
+
 def test_traces_of_the_hessian_come_near_the_exact_ones_and_leave_nothing_behind() -> None:
     torch.manual_seed(0)
     net = TinyNet().double()

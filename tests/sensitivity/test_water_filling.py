@@ -162,5 +162,7 @@ def test_what_cannot_be_reached_is_said_before_training():
         WaterFilling(mean_bits=5).check(quantizers, steps=10_000)
     with pytest.raises(ValueError, match="raise quant.exchanges"):
         WaterFilling(mean_bits=1, exchanges=3).check(quantizers, steps=10_000)
+    with pytest.raises(ValueError, match="layer conv starts at 10 bits; water filling knows layers of 1 to 8"):
+        WaterFilling(mean_bits=2).check({"conv": AllocatedQuantizer(torch.randn(4), 10)}, steps=10_000)
     with pytest.raises(ValueError, match="water_filling"):
         WaterFilling(mean_bits=2).check({"conv": BitPlaneQuantizer(torch.randn(4), 3)}, steps=10_000)

@@ -66,7 +66,8 @@ class PrecisionAllocation(EachStep):
         if rest or number > self.allocator.exchanges:
             return
         network, quantizers = module.network, _quantizers(module)
-        images = len(batch[1]) * trainer.accumulate_grad_batches * trainer.world_size
+        whole = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # the last of an epoch may differ by rank
+        images = whole * trainer.accumulate_grad_batches * trainer.world_size
         before = network.scheme()
         bits = self.allocator.exchange(number, quantizers, _optimizer(module).damage, images)
         network.adjust_precision_(bits)

@@ -131,9 +131,6 @@ class WeightQuantizer(nn.Module, ABC):
         """Whether training computes with ``weight()`` itself now."""
         return True
 
-    samples = False
-    """Whether ``training_weight`` draws at random, so that it is asked anew before every step."""
-
     def training_weight(self, generator: torch.Generator) -> Tensor:
         """The W that training computes with while this is not ``exact``; ``generator`` is the same on all ranks."""
         return self.weight()

@@ -99,10 +99,6 @@ class CPQQuantizer(WeightQuantizer):
         return not self.frozen and self.most > 1
 
     @property
-    def samples(self) -> bool:  # type: ignore[override]
-        return self.drops
-
-    @property
     def precision(self) -> int:
         """Bits up to the first whose Z without noise is 0 (reads the device)."""
         if not self.drops:
@@ -152,7 +148,7 @@ class CPQQuantizer(WeightQuantizer):
 
     def latents(self) -> Sequence[nn.Parameter]:
         sigma = (self.log_sigma,) if self.learn_sigma else ()
-        bits = (self.logits,) if self.drops and self.learn_bits else ()
+        bits = (self.logits,) if not self.frozen and self.learn_bits else ()  # as many after a resume as before
         return self.latent, self.log_step, *sigma, *bits
 
     def latent_rates(self) -> Sequence[LatentRate]:
@@ -194,7 +190,7 @@ class CPQQuantizer(WeightQuantizer):
     ) -> tuple[Tensor, ...]:
         """dL/dlogit_j = sum over bits i >= j of (dL/d(Z_2 .. Z_i)) * Z_2 .. Z_i without Z_j, through the stretched
         sigmoid."""
-        if not (self.drops and self.learn_bits):
+        if self.frozen or not self.learn_bits:
             return ()
         gradient = torch.zeros_like(self.logits)
         if keeps is None or self._drawn is None:

@@ -41,7 +41,7 @@ class LSQActivation(ActivationQuantizer):
     @torch.no_grad()
     def _start(self, x: Tensor) -> None:
         # Asks the device once; a checkpoint may have brought the step.
-        if not bool(self.learned_step > 0):
+        if not bool(self.learned_step):
             step = 2 * x.abs().mean(dtype=self.learned_step.dtype) / math.sqrt(self._top)
             if self.training:
                 step = sum_over_ranks_(step) / world_size()
@@ -54,7 +54,9 @@ class LSQActivation(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self._started and (self.training or self.observing):
             self._start(x)
-        step = self.learned_step.clamp_min(SMALLEST_SCALE)
+        # The gradient goes past the floor: a step that an update took below it comes back.
+        floor = (SMALLEST_SCALE - self.learned_step.detach()).clamp_min(0)
+        step = self.learned_step + floor
         if self.observing:
             self.range.copy_(step.detach() * self._top)
         factor = 1 / math.sqrt(x[0].numel() * self._top)

@@ -100,10 +100,10 @@ class MSQQuantizer(OneFloatQuantizer):
         return unit - round_clamp(unit, kept) / 2**kept
 
     def latents(self) -> Sequence[nn.Parameter]:
-        return (self.latent,) if self.precision else ()
+        return (self.latent,)  # at 0 bits too: a resumed optimizer has as many parameters as one that went on
 
     def latent_gradients(self, weight: Tensor, grad: Tensor) -> Sequence[Tensor]:
-        return (grad.clone(),) if self.precision else ()
+        return (grad.clone() if self.precision else torch.zeros_like(grad),)
 
     def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
         raise ValueError("MSQ's levels follow its largest weight: to hold that one at a code would shrink them all")

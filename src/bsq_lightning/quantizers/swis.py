@@ -71,6 +71,9 @@ class SWISQuantizer(LatentQuantizer):
         shared = share_in_filters(plain, self._number(), self.group, self.precision, self.consecutive)
         return shared.to(self.latent.dtype)
 
+    def hold_codes_(self, where: Tensor, codes: Tensor) -> None:
+        raise ValueError("SWIS's codes share bit positions with their group: one that is held moves when another does")
+
     def tensor(self) -> QuantizedTensor:
         plain = super().tensor()
         if not self.precision:

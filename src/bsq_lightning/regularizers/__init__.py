@@ -6,5 +6,6 @@ from bsq_lightning.regularizers.bitslice_l1 import BitsliceL1
 from bsq_lightning.regularizers.csq_budget import CSQBudget
 from bsq_lightning.regularizers.dropbits_l0 import DropBitsL0
 from bsq_lightning.regularizers.l1 import L1
+from bsq_lightning.regularizers.msq_lsb import LowestBitsL1
 
-__all__ = ["L1", "BitGroupLasso", "BitsliceL1", "CSQBudget", "DropBitsL0", "Regularizer"]
+__all__ = ["L1", "BitGroupLasso", "BitsliceL1", "CSQBudget", "DropBitsL0", "LowestBitsL1", "Regularizer"]

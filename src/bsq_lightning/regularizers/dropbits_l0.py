@@ -28,9 +28,11 @@ class DropBitsL0(Regularizer):
 
     def check(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
         if not _learning(quantizers):
+            cpq = any(isinstance(quantizer, CPQQuantizer) for quantizer in quantizers.values())
             raise ValueError(
                 "reg=dropbits_l0 presses on the bits that quant=cpq learns, with quant.dropbits=true, "
-                f"quant.learn_bits=true and a precision above 1; there are none here: {self.instead(quantizers)}"
+                "quant.learn_bits=true and a precision above 1; there are none here: "
+                f"{'use reg=none with these settings' if cpq else self.instead(quantizers)}"
             )
 
     def penalty(self, quantizers: Mapping[str, WeightQuantizer]) -> Tensor:

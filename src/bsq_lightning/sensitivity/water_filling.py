@@ -102,6 +102,12 @@ class WaterFilling:
                 f"the first {self.until:g} of {steps} steps hold no {self.exchanges} exchanges of bits: lower "
                 "quant.exchanges, raise quant.until or train longer"
             )
+        beyond = [name for name, quantizer in quantizers.items() if quantizer.precision not in self.bits]
+        if beyond:
+            raise ValueError(
+                f"layer {beyond[0]} starts at {quantizers[beyond[0]].precision} bits; water filling knows layers of "
+                f"{self.bits[0]} to {self.bits[-1]}: lower quant.precision, or the bits of its scheme"
+            )
         start, falling = _mean_bits(quantizers), int(self.ramp * self.exchanges)
         if start < self.mean_bits:
             raise ValueError(f"quant.mean_bits={self.mean_bits:g} is above the {start:g} that the network starts with")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from bsq_lightning.callbacks import BatchStatistics, PrecisionAllocation, RangeCalibration, RunBar, RunRecorder
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO
 from bsq_lightning.cli.building.machine import available_cores, available_memory
-from bsq_lightning.cli.building.stage import planned_stages, stage_settings
+from bsq_lightning.cli.building.stage import FLOAT, planned_stages, stage_settings
 from bsq_lightning.cli.config import instantiate
 
 _REFUSED_CALLBACKS = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning")
@@ -33,7 +33,7 @@ def build_callbacks(cfg: DictConfig, folder: Path, stage: str) -> list[L.Callbac
     callbacks: list[L.Callback] = []
     if settings.allocator:
         callbacks.append(PrecisionAllocation(instantiate(settings.allocator), str(folder)))
-    if cfg.quant and stage == list(cfg.quant.stages)[-1]:
+    if stage != FLOAT and stage == planned_stages(cfg)[-1]:
         callbacks += [instantiate(cfg[cure]) for cure in ("freeze", "average") if cfg.get(cure)]
     if settings.batch_norm_batches:
         callbacks.append(BatchStatistics(settings.batch_norm_batches))  # before whatever measures

@@ -46,18 +46,24 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
         torch.manual_seed(experiment.seed)
         first = done["stage"] if done else stages[0]
         network = experiment.first_network(first, datamodule.num_classes, restored=done is not None)
+        module = experiment.module(network, first, datamodule.num_classes)  # asks for what holds where a stage begins
         if done is not None:
-            load_state(experiment.module(network, first, datamodule.num_classes), done, folder.last)
+            load_state(module, done, folder.last)
         total = 0.0
         for stage in stages[stages.index(first) :]:
             if stage != first:
                 network = experiment.next_network(copy.deepcopy(network), stage, datamodule.num_classes, None)
-            module = experiment.module(network, stage, datamodule.num_classes)
+                module = experiment.module(network, stage, datamodule.num_classes)
             epochs = experiment.stage(stage).epochs
             if epochs is None:
                 rows.append((f"stage {stage}", "trains nothing"))
                 rows.extend(_layers(module))
                 continue
+            if epochs == 1 and network.scheduled and not network.exact:
+                raise ValueError(
+                    f"stage {stage} has one epoch, the first and the last of what {experiment.method['name']} does "
+                    "from epoch to epoch, so that nothing would be decided in it: give it 2 or more"
+                )
             if done is None or stage != first:  # within a stage the bits have moved on
                 for callback in callbacks[stage]:
                     if isinstance(callback, (PrecisionAllocation, OscillationFreezing)):
