@@ -119,7 +119,7 @@ def test_a_preflight_of_a_sweep_leaves_nothing(tmp_path: Path) -> None:
 def test_help_says_purpose_examples_and_every_group() -> None:
     code, output = run("train", "--help")
     assert code == 0
-    assert output.count("python -m bsq_lightning.train") == 5
+    assert output.count("python -m bsq_lightning.train") == 6
     of_train = {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()} - {
         "export",
         "ptq",
