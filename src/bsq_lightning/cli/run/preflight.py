@@ -61,8 +61,8 @@ def preflight(experiment: Experiment, folder: RunFolder) -> ImageDataModule:
                 continue
             if epochs == 1 and network.scheduled and not network.exact:
                 raise ValueError(
-                    f"stage {stage} has one epoch, the first and the last of what {experiment.method['name']} does "
-                    "from epoch to epoch, so that nothing would be decided in it: give it 2 or more"
+                    f"stage {stage} has one epoch, so {experiment.method['name']} would begin it where its schedule, "
+                    "which goes from the first epoch to the last, ends: give it 2 or more"
                 )
             if done is None or stage != first:  # within a stage the bits have moved on
                 for callback in callbacks[stage]:
