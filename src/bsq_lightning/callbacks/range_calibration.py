@@ -16,7 +16,7 @@ class RangeCalibration(L.Callback):
         num_batches: training batches to look at; 0 keeps the batch's own range.
 
     Raises:
-        TypeError: at the start of a fit whose data has no ``calibration_dataloader()``.
+        TypeError: at the start of a fit that quantizes activations and whose data has no ``calibration_dataloader()``.
     """
 
     def __init__(self, num_batches: int = 10) -> None:
@@ -25,8 +25,9 @@ class RangeCalibration(L.Callback):
         self.num_batches = num_batches
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, QuantModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if self.num_batches and not hasattr(data, "calibration_dataloader"):
+        if self._calibrates(pl_module) and not hasattr(data, "calibration_dataloader"):
             raise TypeError(
                 "RangeCalibration looks at training images without augmentation, in a fixed order: it needs a data "
                 "module with calibration_dataloader(), as bsq_lightning.data.ImageDataModule has it, not "
@@ -38,10 +39,13 @@ class RangeCalibration(L.Callback):
         if trainer.current_epoch + 1 == trainer.max_epochs:
             self.calibrate_(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
+    def _calibrates(self, module: QuantModule) -> bool:
+        return bool(self.num_batches and module.network.act_precision)
+
     def calibrate_(self, module: L.LightningModule, datamodule: ImageDataModule) -> None:
         """Records the ranges now, in float32."""
         assert isinstance(module, QuantModule)
-        if not self.num_batches or not module.network.act_precision:
+        if not self._calibrates(module):
             return
         batches = zip(range(self.num_batches), datamodule.calibration_dataloader(), strict=False)
         with measuring(module), module.network.observing():
