@@ -82,9 +82,10 @@ def test_data_that_cannot_calibrate_is_refused_before_the_first_step(tmp_path: P
     loader = data.train_dataloader()
     with pytest.raises(TypeError, match=r"calibration_dataloader\(\).*leave it out"):
         trainer(tmp_path).fit(module(), loader)
-    trainer(tmp_path, callbacks=[RangeCalibration(0)], max_epochs=1).fit(module(), loader)
+    trainer(tmp_path, callbacks=[RangeCalibration(0)], max_epochs=1, enable_checkpointing=False).fit(module(), loader)
     floats = QuantModule(QuantizedNetwork(ResNetCifar(8)), num_classes=10, optimizer=partial(torch.optim.SGD, lr=0.1))
-    trainer(tmp_path, callbacks=[RangeCalibration(2)], max_epochs=1).fit(floats, loader)  # no activations are quantized
+    # Here no activations are quantized.
+    trainer(tmp_path, callbacks=[RangeCalibration(2)], max_epochs=1, enable_checkpointing=False).fit(floats, loader)
 
 
 @pytest.mark.filterwarnings("ignore")
