@@ -159,3 +159,23 @@ def test_nothing_is_said_after_the_last_table(tmp_path: Path) -> None:
         [sys.executable, "-m", "bsq_lightning.train", *asked], capture_output=True, text=True, cwd=tmp_path
     )
     assert said.returncode == 0 and "leaked" not in said.stdout + said.stderr, said.stderr
+
+
+def test_a_loading_process_that_is_killed_while_it_speaks_stops_nobody() -> None:
+    """It is forked, and names broken images above the bar; under tqdm's own lock the next message waits for ever."""
+    script = """
+import logging, os, signal, sys
+import tqdm
+from bsq_lightning.cli.terminal import Terminal
+
+logging.root.handlers = [Terminal()]
+logging.warning("before")
+child = os.fork()
+if not child:
+    with tqdm.tqdm.external_write_mode(file=sys.stdout):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+logging.warning("after")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["before", "after"], done.stderr

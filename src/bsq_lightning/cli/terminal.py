@@ -2,8 +2,11 @@
 
 import logging
 import sys
+import threading
 from contextlib import nullcontext
 from typing import TextIO
+
+_LOCK = threading.RLock()
 
 
 class Terminal(logging.StreamHandler[TextIO]):
@@ -21,6 +24,11 @@ class Terminal(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         bars = sys.modules.get("tqdm")  # what was never imported draws nothing
+        if bars is not None:
+            # tqdm's own lock is shared with the processes that load images: one that is killed while it holds it, to
+            # name a broken image, would stop all others for ever. Its thread could hold it while they are forked.
+            bars.tqdm.set_lock(_LOCK)
+            bars.tqdm.monitor_interval = 0
         with nullcontext() if bars is None else bars.tqdm.external_write_mode(file=sys.stdout):
             super().emit(record)
 
