@@ -30,6 +30,7 @@ from bsq_lightning.quantizers import (
 )
 from bsq_lightning.quantizers.allocated import AllocatedQuantizer
 from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
+from bsq_lightning.quantizers.filter_bits import FilterQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from bsq_lightning.quantizers.msq import MSQQuantizer
@@ -46,6 +47,7 @@ METHODS: dict[str, Build] = {
     "DoReFa": (partial(DoReFaQuantizer, scale="fit"), relu6_or_pact, None, 2),
     "PACT": (partial(DoReFaQuantizer, scale="fit"), PACT, None, 2),
     "water filling": (AllocatedQuantizer, relu6_or_pact, None, 4),
+    "water filling, filters": (FilterQuantizer, relu6_or_pact, None, 4),
     "MSQ": (MSQQuantizer, relu6_or_pact, partial(LowestBitsL1, 5e-5), 7),
     "bit-slice L1": (FixedPointQuantizer, relu6_or_pact, partial(BitsliceL1, 0.5), 8),
     "BSQ": (BitPlaneQuantizer, relu6_or_pact, partial(BitGroupLasso, ALPHA), 8),

@@ -23,6 +23,7 @@ from bsq_lightning.quantizers import (
 from bsq_lightning.quantizers.allocated import AllocatedQuantizer
 from bsq_lightning.quantizers.clipped_activation import ClippedActivation
 from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
+from bsq_lightning.quantizers.filter_bits import FilterQuantizer
 from bsq_lightning.quantizers.lsq import LSQQuantizer
 from bsq_lightning.quantizers.lsq_activation import LSQActivation
 from bsq_lightning.quantizers.msq import MSQQuantizer
@@ -186,6 +187,7 @@ QUANTIZERS: dict[str, Case] = {
         partial(LatentQuantizer, step="mse", units="weight", per_channel=True), **_in_weight
     ),
     "allocated": Case(AllocatedQuantizer, relaxed_in_weight, anywhere),
+    "filters": Case(FilterQuantizer, relaxed_in_weight, anywhere),
     "lsq": Case(partial(LSQQuantizer, step_lr_factor=0.5), relaxed_lsq, bounds_of_lsq),
     "lsq_per_channel": Case(partial(LSQQuantizer, per_channel=True), relaxed_lsq, bounds_of_lsq),
     "dorefa": Case(DoReFaQuantizer, relaxed_dorefa, anywhere, rounded=tanh_to_one, level=2),
@@ -221,6 +223,7 @@ METHODS: dict[str, tuple[Callable[..., WeightQuantizer], Callable[..., Activatio
     "dorefa": (DoReFaQuantizer, relu6_or_pact, None),
     "pact": (partial(DoReFaQuantizer, scale="fit"), PACT, None),
     "swis": (SWISQuantizer, relu6_or_pact, None),
+    "filters": (FilterQuantizer, relu6_or_pact, None),
     "msq": (partial(MSQQuantizer, threshold=0.45), relu6_or_pact, LowestBitsL1(0.01, hessian="hutchinson")),
 }
 

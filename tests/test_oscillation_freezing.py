@@ -30,6 +30,7 @@ CANNOT = (
     "fixed_point",
     "swis",
     "swis_c",
+    "filters",
 )
 
 

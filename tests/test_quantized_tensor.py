@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bsq_lightning.quantized_tensor import (
+    Filters,
     Grid,
     Planes,
     Points,
@@ -36,6 +37,9 @@ def examples() -> dict[str, QuantizedTensor]:
         "points": QuantizedTensor(codes(1, 6, 4, 3, 3), channels, 2, "inside", Points(codes(1, 1, 6, 4, 3, 3), second)),
         "shifts": QuantizedTensor(
             codes(255, 6, 4, 3, 3), torch.tensor(0.01), 8, "extra", Shifts(4, torch.full((6,), 2, dtype=torch.int32))
+        ),
+        "filters": QuantizedTensor(
+            codes(1, 4, 6), torch.rand(4, 1), 1.25, "extra", Filters(torch.tensor([1, 2, 1, 1], dtype=torch.int32))
         ),
         "planes": QuantizedTensor(codes(4, 6, 4) // 4 * 4, torch.tensor(0.1), 3, "extra", Planes((0, 2))),
         "grid": QuantizedTensor(codes(2, 6, 4).abs(), torch.tensor(2.0), 2, "inside", Grid(torch.tensor([-1.0, 0, 1]))),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -238,11 +239,12 @@ class QuantizedNetwork(nn.Module):
                 )
 
     @torch.no_grad()
-    def adjust_precision_(self, bits: Mapping[str, int] | None = None) -> dict[str, Adjustment]:
+    def adjust_precision_(self, bits: Mapping[str, Any] | None = None) -> dict[str, Adjustment]:
         """Re-quantizes and trims every tensor, then writes the weights; what each quantizer says it did, by name.
 
         Args:
-            bits: brings the tensors it names to so many bits instead, and leaves the others alone.
+            bits: brings the tensors it names to so many bits instead (filter by filter, where the quantizer takes
+                them), and leaves the others alone.
         """
         if bits is not None:
             _known("bits", bits, self.names())

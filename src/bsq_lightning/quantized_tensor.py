@@ -64,6 +64,17 @@ class Planes:
 
 
 @dataclass(frozen=True)
+class Filters:
+    """Codes of which each filter has bits of its own.
+
+    Args:
+        bits: of magnitude, int32, one for each filter ``[K]``; at 0 the filter is zero, and has neither sign nor step.
+    """
+
+    bits: Tensor
+
+
+@dataclass(frozen=True)
 class Grid:
     """A codebook: codes are places in ``values``, ``W = values[codes] * step``.
 
@@ -76,7 +87,7 @@ class Grid:
     stored: bool = True
 
 
-Extra = Points | Shifts | Planes | Grid
+Extra = Points | Shifts | Planes | Filters | Grid
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,10 @@ class QuantizedTensor:
         return self._bits(signs=False)
 
     def side_bits(self) -> int:
-        """Bits of steps and of stored codebooks, 32 each."""
+        """Bits of steps and of stored codebooks, 32 each; and of the table that tells the bits of each filter."""
+        if isinstance(self.extra, Filters):
+            table = len(self.codes) * int(self.extra.bits.max()).bit_length()
+            return FLOAT_BITS * int((self.extra.bits > 0).sum()) + table
         steps = self.step.numel() + (int((self.extra.step != 0).sum()) if isinstance(self.extra, Points) else 0)
         values = self.extra.values.numel() if isinstance(self.extra, Grid) and self.extra.stored else 0
         return FLOAT_BITS * (steps + values)
@@ -150,6 +164,9 @@ class QuantizedTensor:
             return self._shift_bits(self.extra, signs)
         if isinstance(self.extra, Planes):
             return count * (len(self.extra.alive) + signs)
+        if isinstance(self.extra, Filters):
+            bits = self.extra.bits.long()
+            return int((bits + signs * (bits > 0)).sum()) * self.codes[0].numel()
         each = self.precision + (signs if self.sign == "extra" else signs - 1)
         if isinstance(self.extra, Points):
             used = int((self.extra.step != 0).sum())  # points of channels, beyond the first
@@ -178,6 +195,8 @@ class QuantizedTensor:
         """Raises ValueError, naming the tensor, for a code beyond ``precision`` bits or a step that is not finite."""
         if not bool(torch.isfinite(self.step).all()):
             raise ValueError(f"{name}: its step is not finite")
+        if isinstance(self.extra, Filters):
+            self._check_filters(name, self.extra.bits)
         low, high = self._range()
         if self.codes.numel() and not (low <= int(self.codes.min()) and int(self.codes.max()) <= high):
             raise ValueError(
@@ -185,7 +204,23 @@ class QuantizedTensor:
                 f"bits (sign {self.sign})"
             )
 
+    def _check_filters(self, name: str, bits: Tensor) -> None:
+        if (
+            bits.shape != self.codes.shape[:1]
+            or not len(bits)
+            or not 0 <= int(bits.min()) <= int(bits.max()) < FLOAT_BITS
+        ):
+            raise ValueError(f"{name} has no numbers of bits for its {len(self.codes)} filters")
+        if abs(float(bits.double().mean()) - self.precision) > 1e-9:
+            raise ValueError(f"{name}: {self.precision} bits are not the mean of its filters")
+        for k, (n, largest) in enumerate(zip(bits.tolist(), self.codes.abs().flatten(1).amax(1).tolist(), strict=True)):
+            if largest >= 2**n:
+                raise ValueError(f"{name}: a code of {largest} in filter {k} does not fit in {n} bits")
+
     def _range(self) -> tuple[int, int]:
+        if isinstance(self.extra, Filters):
+            top = 2 ** int(self.extra.bits.max()) - 1
+            return -top, top
         if isinstance(self.extra, Grid):
             return 0, self.extra.values.numel() - 1
         bits = max(self.extra.alive, default=-1) + 1 if isinstance(self.extra, Planes) else math.ceil(self.precision)
@@ -357,7 +392,7 @@ def from_parts(name: str, parts: Mapping[str, Tensor], note: Mapping[str, Any]) 
 
 
 def _restore(name: str, note: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Extra | None:
-    for made in (Points, Shifts, Planes, Grid):
+    for made in (Points, Shifts, Planes, Filters, Grid):
         kind = made.__name__.lower()
         if kind in note:
             given = dict(note[kind])

@@ -13,7 +13,7 @@ from bsq_lightning.cards.measured import count_levels, symmetric_gap, weights_of
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.post_training import SWIS, Multipoint, Round
 from bsq_lightning.quantized_tensor import QuantizedState, QuantizedTensor
-from bsq_lightning.quantizers import LatentQuantizer, relu6_or_pact
+from bsq_lightning.quantizers import FilterQuantizer, LatentQuantizer, relu6_or_pact
 
 FIELDS = [f"{section}.{field}" for section, fields in SCHEMA.items() for field in fields]
 
@@ -94,6 +94,19 @@ def test_kinds_of_layers_are_found_in_the_architecture() -> None:
     assert worst["3"] <= 4 + 4 + 4 and worst["6"] <= 4 + 4 + 7  # ceil(log2 9), ceil(log2 96)
     skipped = card(network(skip=["3"]))
     assert skipped["layers.float_layers"] == ["3"] and skipped["layers.depthwise"]["quantized"] == "no"
+
+
+def test_bits_of_filters_are_told() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    quantized = QuantizedNetwork(net, FilterQuantizer, precision=3)
+    quantized.adjust_precision_({"2": [0, 1, 4, 2]})
+    found = card(quantized)
+    assert found["weights.bits_per_layer"]["2"] == 1.75 and found["weights.bitwidths_used"] == [0, 1, 2, 3, 4]
+    assert found["weights.granularity"] == "output channel"
+    assert found["method.mixed_precision"] == "channels"
+    assert found["arithmetic.special_hardware"] == ["bits of each filter, or one width for all"]
+    # Steps, and for the bits of each filter two bits in the outer layers, three in that with filters of four.
+    assert found["cost.overhead_bits"] == 32 * (4 + 3 + 2) + 2 * 4 + 3 * 4 + 2 * 2
 
 
 def test_float_weights_are_told_without_the_folders_of_this_machine() -> None:

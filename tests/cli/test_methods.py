@@ -50,6 +50,10 @@ METHODS: dict[str, tuple[list[str], list[str]]] = {
         ["reg=none", "mix=cutmix", "distill=float", "quant.exchanges=4", "quant.until=0.8", "quant.mean_bits=3"],
         ["finetune"],
     ),
+    "water_filling_filters": (
+        ["reg=none", "quant.exchanges=4", "quant.until=0.8", "quant.precision=2", "quant.mean_bits=1.25"],
+        ["finetune"],
+    ),
 }
 EACH = pytest.mark.parametrize("method", METHODS)
 

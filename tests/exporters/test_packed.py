@@ -19,6 +19,7 @@ from bsq_lightning.exporters import export_packed, hook_activations_, load, read
 from bsq_lightning.exporters.packed_file import checksum
 from bsq_lightning.models import resnet20
 from bsq_lightning.quantized_tensor import (
+    Filters,
     Grid,
     Planes,
     Points,
@@ -109,12 +110,19 @@ def methods() -> dict[str, tuple[QuantizedTensor, str | None]]:
     codes = torch.randint(-3, 4, (5, 6), dtype=torch.int32)
     step = torch.tensor(0.5)
     points = Points(codes[None], torch.full((1, 5, 1), 0.1))
+    bits = torch.tensor([2, 2, 0, 2, 2])
     return {
         "points": (QuantizedTensor(codes, step, 2, extra=points), "fc: 2 points, stored as their sum in 32-bit float"),
         "mixed": (QuantizedTensor(codes, step, 1.5), "fc: 1.5 bits on average, stored with 2"),
         "shifts": (
             QuantizedTensor(codes, step, 4, extra=Shifts(3, torch.ones(5, dtype=torch.int32))),
             "fc: shared shifts, stored as codes of 4 bits",
+        ),
+        "filters": (
+            QuantizedTensor(
+                codes * (bits > 0).unsqueeze(1), step * torch.ones(5, 1), 1.6, extra=Filters(bits.to(torch.int32))
+            ),
+            "fc: filters of 0 to 2 bits, stored with 2",
         ),
         "planes": (
             QuantizedTensor(codes * 2, step, 2, extra=Planes((1, 2))),

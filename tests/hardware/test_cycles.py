@@ -4,7 +4,7 @@ import torch
 from bsq_lightning.hardware import Array, Energy, baselines, compare, layer_cycles, network_cost, shifts_of
 from bsq_lightning.post_training import SWIS, Multipoint, Round, Truncate
 from bsq_lightning.post_training.multipoint import points_of
-from bsq_lightning.quantized_tensor import Grid, Planes, QuantizedState, QuantizedTensor
+from bsq_lightning.quantized_tensor import Filters, Grid, Planes, QuantizedState, QuantizedTensor
 
 WEIGHT = (16, 8, 3, 3)
 
@@ -34,6 +34,8 @@ def test_shifts_of_every_kind_of_tensor() -> None:
     assert shifts_of(points) == [3] * int(points_of(points).sum())
     codes = torch.zeros(4, 2, dtype=torch.int32)
     assert shifts_of(QuantizedTensor(codes, torch.tensor(1.0), 8, extra=Planes((0, 3, 7)))) == [3] * 4
+    filters = Filters(torch.tensor([0, 3, 1, 2], dtype=torch.int32))
+    assert shifts_of(QuantizedTensor(codes, torch.ones(4, 1), 1.5, extra=filters)) == [0, 3, 1, 2]
     with pytest.raises(ValueError, match="codebook"):
         shifts_of(QuantizedTensor(codes, torch.tensor(1.0), 2, "inside", Grid(torch.tensor([0.0, 1.0]))))
 

@@ -1,7 +1,6 @@
 """Water filling: what it decides, that it reaches its size, and that a run which is killed decides the same."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -9,12 +8,23 @@ import torch
 from bsq_lightning.quantizers import BitPlaneQuantizer, LatentStep
 from bsq_lightning.quantizers.allocated import AllocatedQuantizer
 from bsq_lightning.quantizers.damage import RoundingDamage
+from bsq_lightning.quantizers.filter_bits import FilterQuantizer
 from bsq_lightning.sensitivity import WaterFilling
 
 
 def layers(*sizes: int, precision: int = 4) -> dict[str, AllocatedQuantizer]:
     torch.manual_seed(0)
     return {f"layer{i}": AllocatedQuantizer(torch.randn(size), precision) for i, size in enumerate(sizes)}
+
+
+def filters(*sizes: int, precision: int = 4) -> dict[str, AllocatedQuantizer]:
+    """As ``layers``, each of four filters with bits of their own."""
+    torch.manual_seed(0)
+    spread = torch.tensor([[3.0], [1.0], [0.3], [0.1]])
+    return {f"layer{i}": FilterQuantizer(torch.randn(4, size // 4) * spread, precision) for i, size in enumerate(sizes)}
+
+
+BOTH = pytest.mark.parametrize("layers", [layers, filters], ids=["layers", "filters"])
 
 
 def measured(quantizers: dict[str, AllocatedQuantizer], curvature: list[float], steps: int = 1) -> RoundingDamage:
@@ -28,8 +38,9 @@ def measured(quantizers: dict[str, AllocatedQuantizer], curvature: list[float], 
     return damage
 
 
-def test_damage_is_that_of_a_quadratic_loss():
-    quantizers = layers(30, 50, precision=2)
+@BOTH
+def test_damage_is_that_of_a_quadratic_loss(layers):
+    quantizers = layers(32, 48, precision=2)
     damage = measured(quantizers, [2.0, 0.5], steps=3).since({})
     for (name, quantizer), h in zip(quantizers.items(), [2.0, 0.5], strict=True):
         error = quantizer.weight() - quantizer.relaxed()
@@ -76,21 +87,26 @@ def test_an_exchange_is_the_best_of_all_choices():
     assert cost(tuple(bits)) == pytest.approx(min(map(cost, allowed)), rel=1e-4)
 
 
+@BOTH
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_curvature_on_a_quadratic_loss(share: float):
+def test_curvature_on_a_quadratic_loss(layers, share: float):
     """There G = h e: the damage gives h itself, the Fisher information B h^2 |e|^2 / P."""
     quantizers, h = layers(16, 48), {"layer0": 2.0, "layer1": 0.5}
     filling = WaterFilling(mean_bits=3, exchanges=2, measured=share)
     filling.exchange(1, quantizers, measured(quantizers, list(h.values())), images=100)
     for name, quantizer in quantizers.items():
-        error, size = quantizer.weight() - quantizer.relaxed(), math.prod(quantizer.shape)
-        fisher = 100 * h[name] ** 2 * float(error.square().sum()) / size
-        assert filling.curvature[name] == pytest.approx(max(h[name] ** share * fisher ** (1 - share), fisher / 20))
+        error = (quantizer.weight() - quantizer.relaxed()).reshape(len(quantizer.row_bits()), -1)
+        for k, row in enumerate(error):
+            fisher = 100 * h[name] ** 2 * float(row.square().mean())
+            expected = max(h[name] ** share * fisher ** (1 - share), fisher / 20)
+            assert float(filling.curvature[name][k]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_it_reaches_its_size_and_no_layer_jumps():
+@BOTH
+@pytest.mark.parametrize("least", [0, 1])
+def test_it_reaches_its_size_and_no_row_jumps(layers, least: int):
     quantizers = layers(16, 64, 256, 48)
-    filling = WaterFilling(mean_bits=1.5, exchanges=12)
+    filling = WaterFilling(mean_bits=1.5, exchanges=12, bits=range(least, 9))
     damage = RoundingDamage(every=1)
     filling.check(quantizers, steps=1000)
     for number in range(1, 13):
@@ -100,14 +116,17 @@ def test_it_reaches_its_size_and_no_layer_jumps():
                 for name, q in quantizers.items()
             })  # fmt: skip
         for name, bits in filling.exchange(number, quantizers, damage, images=8).items():
-            assert abs(bits - quantizers[name].precision) == 1
+            before = quantizers[name].row_bits()
             quantizers[name].adjust_precision_(bits)
-    sizes = {name: math.prod(quantizer.shape) for name, quantizer in quantizers.items()}
-    mean = sum(sizes[name] * quantizer.precision for name, quantizer in quantizers.items()) / sum(sizes.values())
-    assert 1 <= mean <= 1.5
+            moves = [abs(new - old) for new, old in zip(quantizers[name].row_bits(), before, strict=True)]
+            assert max(moves) == 1
+    tensors = [quantizer.tensor() for quantizer in quantizers.values()]
+    assert 1 <= sum(each.magnitude_bits() for each in tensors) / sum(each.codes.numel() for each in tensors) <= 1.5
+    assert all(bool(each.codes.any()) for each in tensors), "a layer was emptied"
 
 
-def test_going_back_and_forth_forgets_nothing():
+@BOTH
+def test_going_back_and_forth_forgets_nothing(layers):
     quantizer = layers(64)["layer0"]
     codes, latent = quantizer.codes(), quantizer.relaxed().clone()
     quantizer.adjust_precision_(1)
@@ -118,10 +137,30 @@ def test_going_back_and_forth_forgets_nothing():
     quantizer.adjust_precision_(1)
     quantizer.settle_()
     quantizer.project_()
-    assert float(quantizer.relaxed().abs().max()) <= float(quantizer.scale) * (1 + 1e-6)
+    assert bool((quantizer.relaxed().abs() <= quantizer.scale * (1 + 1e-6)).all())
 
 
-def test_state_goes_through_a_checkpoint():
+def test_a_filter_at_no_bits_rests_and_can_come_back():
+    quantizer = FilterQuantizer(torch.tensor([[0.9, -0.4, 0.2], [0.3, 0.1, -0.2]]), 2)
+    latent = quantizer.relaxed().clone()
+    quantizer.adjust_precision_([2, 0])
+    assert not quantizer.weight()[1].any() and not quantizer.relaxed()[1].any()
+    (grad,) = quantizer.latent_gradients(quantizer.weight(), torch.ones(2, 3))
+    assert grad.tolist() == [[1.0] * 3, [0.0] * 3]
+    assert quantizer.tensor().magnitude_bits() == 6 and quantizer.tensor().storage_bits() == 9
+    assert quantizer.tensor().side_bits() == 32 + 2 * 2  # one step, and two bits for the bits of each filter
+    filling, damage = WaterFilling(mean_bits=2, exchanges=2, bits=range(9)), RoundingDamage(every=1)
+    filling.curvature, filling.start = {"layer": torch.tensor([1e-6, 1.0], dtype=torch.float64)}, 2.0
+    step = LatentStep(quantizer, quantizer.weight(), torch.full((2, 3), 9.0), {})
+    damage.add_({"layer": step})
+    assert filling.exchange(1, {"layer": quantizer}, damage, images=1)["layer"][1] == 1
+    assert float(filling.curvature["layer"][1]) == 1.0, "measured where nothing can be"
+    quantizer.adjust_precision_([2, 2])
+    assert torch.equal(quantizer.relaxed(), latent)
+
+
+@BOTH
+def test_state_goes_through_a_checkpoint(layers):
     quantizers = layers(16, 48)
     filling, damage = WaterFilling(mean_bits=2, exchanges=4), measured(quantizers, [1.0, 2.0])
     filling.exchange(1, quantizers, damage, images=4)

@@ -24,7 +24,7 @@ class Allocator(Protocol):
 
     def interval(self, steps: int) -> int: ...
     def check(self, quantizers: Any, steps: int) -> None: ...
-    def exchange(self, number: int, quantizers: Any, damage: Any, images: int) -> dict[str, int]: ...
+    def exchange(self, number: int, quantizers: Any, damage: Any, images: int) -> dict[str, Any]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Any) -> None: ...
 
@@ -72,28 +72,30 @@ class PrecisionAllocation(EachStep):
         bits = self.allocator.exchange(number, quantizers, _optimizer(module).damage, images)
         network.adjust_precision_(bits)
         if bits:
-            self._record(trainer, module, before)
+            self._record(trainer, module, before, bits)
         if number == self.allocator.exchanges:
             for quantizer in quantizers.values():
                 quantizer.settle_()  # type: ignore[operator]
             now = network.scheme()
             log.info(
                 "the bits are final after step %d: %.3f per weight (%.2f x): %s", trainer.global_step,
-                now.mean_precision, now.compression("paper"), " ".join(str(n) for n in now.precisions().values()),
+                now.mean_precision, now.compression("paper"), " ".join(f"{n:.3g}" for n in now.precisions().values()),
             )  # fmt: skip
 
-    def _record(self, trainer: L.Trainer, module: QuantModule, before: Scheme) -> None:
+    def _record(self, trainer: L.Trainer, module: QuantModule, before: Scheme, bits: dict[str, Any]) -> None:
         if not (self.folder and trainer.is_global_zero):
             return
         was, after = before.precisions(), module.network.scheme()
-        curvature = getattr(self.allocator, "curvature", {})
+        curvature = {name: float(h.mean()) for name, h in getattr(self.allocator, "curvature", {}).items()}
         self.folder.add_adjustment({
             "stage": module.stage,
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             **sizes_of(before, after),
             "layers": {
-                name: {"from": was[name], "to": n, **({"curvature": curvature[name]} if name in curvature else {})}
+                name: {"from": was[name], "to": n}
+                | ({"curvature": curvature[name]} if name in curvature else {})
+                | ({"filters": bits[name]} if isinstance(bits.get(name), list) else {})
                 for name, n in after.precisions().items()
             },
         })  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bsq_lightning.cards.card import NOT_APPLICABLE, UNKNOWN
 from bsq_lightning.network import QUANTIZED_TYPES
 from bsq_lightning.ops.one_image import blank_image, show_
-from bsq_lightning.quantized_tensor import Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
+from bsq_lightning.quantized_tensor import Filters, Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
 from bsq_lightning.scheme import FLOAT_BITS, Scheme
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -30,7 +30,7 @@ def weights_of(state: QuantizedState) -> dict[str, Any]:
         "bits_mean_without_ends": (sum(x.bits for x in inner) / inner_size) if inner_size else NOT_APPLICABLE,
         "bits_stored_with_sign": sum(layer.signed_bits for layer in layers) / state.scheme().size,
         "sign": one_of(["inside the bits" if tensor.sign == "inside" else "beside the bits" for tensor in tensors]),
-        "bitwidths_used": sorted({_number(tensor.precision) for tensor in tensors}),
+        "bitwidths_used": sorted({n for tensor in tensors for n in _bitwidths(tensor)}),
         "levels_per_layer": {name: count_levels(tensor) for name, tensor in state.tensors.items()},
         "granularity": one_of([granularity(tensor) for tensor in tensors]),
         "symmetric": all(_is_symmetric(tensor) for tensor in tensors),
@@ -115,6 +115,7 @@ def arithmetic_of(state: QuantizedState) -> dict[str, Any]:
         Points: "several low-bit products a channel, summed with factors",
         Grid: "values of a codebook",
         Planes: "bit planes with gaps",
+        Filters: "bits of each filter, or one width for all",
     }
     return {
         "products_per_mac": float(products),
@@ -141,6 +142,7 @@ def mixed_precision(state: QuantizedState) -> str:
     """Where bits differ: ``none``, or between ``layers`` (the ends apart), ``channels``, or ``points`` of channels."""
     inner = list(state.tensors.values())[1:-1]
     numbers = [t.extra.number for t in state.tensors.values() if isinstance(t.extra, Shifts)]
+    numbers += [t.extra.bits for t in state.tensors.values() if isinstance(t.extra, Filters)]
     kinds = {
         "layers": len({tensor.precision for tensor in inner}) > 1,
         "channels": any(len(number.unique()) > 1 for number in numbers),
@@ -213,6 +215,10 @@ def one_of(values: Sequence[Any]) -> Any:
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{value} ({count})" for value, count in counts.items())
+
+
+def _bitwidths(tensor: QuantizedTensor) -> list[int | float]:
+    return tensor.extra.bits.unique().tolist() if isinstance(tensor.extra, Filters) else [_number(tensor.precision)]
 
 
 def _products(tensor: QuantizedTensor) -> float:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from bsq_lightning.quantized_tensor import Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
+from bsq_lightning.quantized_tensor import Filters, Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
 
 
 def plain_form(name: str, tensor: QuantizedTensor, grids: bool = False) -> tuple[QuantizedTensor | None, str | None]:
@@ -31,6 +31,10 @@ def plain_form(name: str, tensor: QuantizedTensor, grids: bool = False) -> tuple
         bits = max(extra.alive, default=-1) + 1
         note = f"{name}: {len(extra.alive)} bit positions, stored as codes of {bits} bits"
         return replace(tensor, precision=bits, extra=None), note if bits != len(extra.alive) else None
+    if isinstance(extra, Filters):
+        bits = int(extra.bits.max())
+        note = f"{name}: filters of {int(extra.bits.min())} to {bits} bits, stored with {bits}"
+        return replace(tensor, precision=bits, extra=None), note if tensor.precision != bits else None
     bits = math.ceil(tensor.precision)
     if isinstance(extra, Shifts):
         return replace(tensor, precision=bits, extra=None), f"{name}: shared shifts, stored as codes of {bits} bits"

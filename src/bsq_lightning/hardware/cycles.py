@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch  # noqa: F401 (the examples)
 
-from bsq_lightning.quantized_tensor import Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
+from bsq_lightning.quantized_tensor import Filters, Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
 
 ENERGY_IS_PLACEHOLDER = "energies are placeholders (45 nm, recalled, unverified)"
 
@@ -121,6 +121,8 @@ def shifts_of(tensor: QuantizedTensor) -> list[int]:
         raise ValueError("codes of a codebook are no sums of shifted bits: this array cannot run them")
     if isinstance(extra, Shifts):
         return [int(n) for n in extra.number]
+    if isinstance(extra, Filters):
+        return extra.bits.tolist()
     if isinstance(extra, Planes):
         return [len(extra.alive)] * filters
     bits = max(0, math.ceil(tensor.precision) - (tensor.sign == "inside"))

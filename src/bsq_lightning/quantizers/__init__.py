@@ -7,6 +7,7 @@ from bsq_lightning.quantizers.bit_plane import BitPlaneQuantizer
 from bsq_lightning.quantizers.cpq import CPQQuantizer
 from bsq_lightning.quantizers.csq import CSQQuantizer
 from bsq_lightning.quantizers.dorefa import DoReFaQuantizer
+from bsq_lightning.quantizers.filter_bits import FilterQuantizer
 from bsq_lightning.quantizers.fixed_point import FixedPointQuantizer
 from bsq_lightning.quantizers.held import HeldTensor
 from bsq_lightning.quantizers.latent import LatentQuantizer
@@ -22,6 +23,7 @@ __all__ = [
     "CPQQuantizer",
     "CSQQuantizer",
     "DoReFaQuantizer",
+    "FilterQuantizer",
     "FixedPointQuantizer",
     "HeldTensor",
     "LSQQuantizer",

@@ -36,6 +36,14 @@ class AllocatedQuantizer(LatentQuantizer):
     settled = False
     """Whether the bits are final."""
 
+    def rows(self) -> Tensor:
+        """u as ``[R, weights]``: each row has bits of its own. Here it is one."""
+        return self.latent.detach().reshape(1, -1)
+
+    def row_bits(self) -> list[int]:
+        """Bits of magnitude of each of ``rows()``."""
+        return [self._precision]
+
     def __init__(self, weight: Tensor, precision: int = 4, step: float | Tensor | None = None) -> None:
         check_precision("precision", precision)
         if not bool(weight.any()):

@@ -1,6 +1,6 @@
 """What the rounding of every tensor costs, measured while training at hardly any price."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from bsq_lightning.quantizers.base import LatentStep
 
 @dataclass(frozen=True)
 class Damage:
-    """What rounding cost one tensor, on average over the steps that were measured.
+    """What rounding cost one tensor, on average over the steps that were measured; ``[K]``, filter by filter.
 
     Args:
         steps: how many they were.
@@ -22,14 +22,14 @@ class Damage:
     """
 
     steps: int
-    product: float
-    error: float
-    gradient: float
+    product: Tensor
+    error: Tensor
+    gradient: Tensor
 
     @property
     def loss(self) -> float:
         """The part of the loss that this rounding is estimated to be, in units of the loss: ``G . e / 2``."""
-        return self.product / 2
+        return float(self.product.sum()) / 2
 
 
 class RoundingDamage:
@@ -63,7 +63,7 @@ class RoundingDamage:
         self.every = every
         self._seen = 0
         self._sums: dict[str, Tensor] = {}
-        self._epoch: dict[str, list[float]] = {}
+        self._epoch: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def add_(self, steps: Mapping[str, LatentStep]) -> None:
@@ -76,8 +76,9 @@ class RoundingDamage:
             if relaxed is None:
                 continue
             error, grad = step.weight - relaxed, step.grad
-            sums = (torch.ones((), device=grad.device), (grad * error).sum(), error.square().sum(), grad.square().sum())
-            now = torch.stack([each.double() for each in sums])
+            rows = (grad * error, error.square(), grad.square())
+            sums = [each.reshape(len(each), -1).sum(1).double() for each in rows]
+            now = torch.stack([torch.ones_like(sums[0]), *sums])
             self._sums[name] = self._sums[name].to(now) + now if name in self._sums else now
 
     def begin_epoch(self) -> None:
@@ -88,19 +89,20 @@ class RoundingDamage:
         """``since`` the last ``begin_epoch``."""
         return self.since(self._epoch)
 
-    def mark(self) -> dict[str, list[float]]:
+    def mark(self) -> dict[str, Tensor]:
         """Where the sums stand, for ``since`` (reads the device)."""
         names = list(self._sums)
-        rows = torch.stack([self._sums[name] for name in names]).tolist() if names else []
-        return dict(zip(names, rows, strict=True))
+        together = torch.cat([self._sums[name] for name in names], 1).cpu() if names else torch.zeros(4, 0)
+        parts = together.split([self._sums[name].shape[1] for name in names], 1)
+        return {name: part.clone() for name, part in zip(names, parts, strict=True)}
 
-    def since(self, mark: Mapping[str, Iterable[float]]) -> dict[str, Damage]:
+    def since(self, mark: Mapping[str, Tensor]) -> dict[str, Damage]:
         """By tensor, the means since a mark (reads the device); without those that were not measured since."""
         found = {}
         for name, sums in self.mark().items():
-            steps, *rest = (now - then for now, then in zip(sums, mark.get(name, [0.0] * 4), strict=True))
-            if steps:
-                found[name] = Damage(round(steps), *(value / steps for value in rest))
+            new = sums - mark[name] if name in mark else sums
+            if steps := round(float(new[0, 0])):
+                found[name] = Damage(steps, *(new[1:] / steps))
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,5 +112,6 @@ class RoundingDamage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores ``state_dict()``."""
         self._seen = int(state["seen"])
-        self._sums = {name: sums.clone() for name, sums in state["sums"].items()}
-        self._epoch = dict(state["epoch"])
+        # Checkpoints of before there were sums by filter have one for each tensor: those begin anew.
+        self._sums = {name: sums.clone() for name, sums in state["sums"].items() if sums.dim() == 2}
+        self._epoch = {name: torch.as_tensor(sums) for name, sums in state["epoch"].items() if name in self._sums}
