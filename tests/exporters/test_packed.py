@@ -28,6 +28,7 @@ from bsq_lightning.quantized_tensor import (
     QuantizedTensor,
     Shifts,
 )
+from bsq_lightning.quantizers import FilterQuantizer
 from tests.exporters.pairs import deep, pair, shaken, tiny
 from tests.helpers import TinyNet
 
@@ -122,7 +123,7 @@ def methods() -> dict[str, tuple[QuantizedTensor, str | None]]:
             QuantizedTensor(
                 codes * (bits > 0).unsqueeze(1), step * torch.ones(5, 1), 1.6, extra=Filters(bits.to(torch.int32))
             ),
-            "fc: filters of 0 to 2 bits, stored with 2",
+            None,
         ),
         "planes": (
             QuantizedTensor(codes * 2, step, 2, extra=Planes((1, 2))),
@@ -142,6 +143,21 @@ def test_what_a_method_adds_is_stored_or_said(name: str, tmp_path: Path) -> None
     assert exported.notes == (() if note is None else (note,))
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(load(exported.path, TinyNet())(x), net(x))
+
+
+def test_every_filter_is_stored_with_its_own_bits(tmp_path: Path) -> None:
+    net, size = nn.Sequential(nn.Conv2d(16, 64, 3, bias=False)), 16 * 9
+    quantizer = FilterQuantizer(net[0].weight, 4)
+    quantizer.adjust_precision_([0, 1, 2, 7] * 16)
+    state = QuantizedState({"0": quantizer.tensor()})
+    with torch.no_grad():
+        net[0].weight.copy_(quantizer.weight())
+    exported = export_packed(tmp_path / "file", net, state)
+    back = read_packed(exported.path)
+    assert torch.equal(back.state.tensors["0"].dequantize(), quantizer.weight())
+    assert back.state.scheme() == state.scheme()
+    assert back.parts["steps"] == 48 * 4 and back.parts["codes"] == 16 * size * (2 + 3 + 8) // 8 + 64 * 3 // 8
+    assert back.parts["codes"] + back.parts["steps"] == state.scheme().bits("model") / 8
 
 
 def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
@@ -268,3 +284,24 @@ def test_a_hostile_file_is_refused_by_name(change: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hostile is not a whole packed network"):
         load(path, TinyNet())
     assert not verify(path).passed
+
+
+@pytest.mark.parametrize(
+    "change", [{2: 6}, {2: 99}, {2: True}, {3: "inside"}, {4: 3}, {5: 1}, {6: "other"}, {1: [64]}, {1: [64, 1 << 24]}]
+)
+def test_a_hostile_table_of_filters_is_refused_by_name(change: dict[int, Any], tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 64, bias=False))
+    quantizer = FilterQuantizer(net[0].weight, 4)
+    quantizer.adjust_precision_([0, 1, 2, 7] * 16)
+    with torch.no_grad():
+        net[0].weight.copy_(quantizer.weight())
+    path = export_packed(tmp_path / "hostile", net, QuantizedState({"0": quantizer.tensor()})).path
+
+    def lie(index: dict, arrays: dict) -> dict:
+        for place, value in change.items():
+            index["tensors"][0][place] = value
+        return index
+
+    forged(path, lie)
+    with pytest.raises(ValueError, match="hostile is not a whole packed network"):
+        read_packed(path)

@@ -6,7 +6,9 @@ from dataclasses import replace
 from bsq_lightning.quantized_tensor import Filters, Grid, Planes, Points, QuantizedState, QuantizedTensor, Shifts
 
 
-def plain_form(name: str, tensor: QuantizedTensor, grids: bool = False) -> tuple[QuantizedTensor | None, str | None]:
+def plain_form(
+    name: str, tensor: QuantizedTensor, holds: tuple[type, ...] = ()
+) -> tuple[QuantizedTensor | None, str | None]:
     """The tensor as whole-bit codes times steps, or None where only floats hold it; and what was changed, in words.
 
     The weights stay the same in every case; what becomes larger is how they are stored.
@@ -14,7 +16,7 @@ def plain_form(name: str, tensor: QuantizedTensor, grids: bool = False) -> tuple
     Args:
         name: of the tensor, for the words.
         tensor: any.
-        grids: whether the format holds codebooks.
+        holds: what the format holds beyond codes and steps: ``Grid``, ``Filters``.
 
     Example:
         >>> import torch
@@ -23,10 +25,12 @@ def plain_form(name: str, tensor: QuantizedTensor, grids: bool = False) -> tuple
         'conv: 0.5 bits on average, stored with 1'
     """
     extra = tensor.extra
+    if isinstance(extra, holds):
+        return tensor, None
     if isinstance(extra, Points):
         return None, f"{name}: {1 + len(extra.codes)} points, stored as their sum in 32-bit float"
     if isinstance(extra, Grid):
-        return (tensor, None) if grids else (None, f"{name}: a codebook, stored as 32-bit float")
+        return None, f"{name}: a codebook, stored as 32-bit float"
     if isinstance(extra, Planes):
         bits = max(extra.alive, default=-1) + 1
         note = f"{name}: {len(extra.alive)} bit positions, stored as codes of {bits} bits"
@@ -42,9 +46,11 @@ def plain_form(name: str, tensor: QuantizedTensor, grids: bool = False) -> tuple
     return replace(tensor, precision=bits), note
 
 
-def plain_forms(state: QuantizedState, grids: bool = False) -> tuple[dict[str, QuantizedTensor | None], list[str]]:
+def plain_forms(
+    state: QuantizedState, holds: tuple[type, ...] = ()
+) -> tuple[dict[str, QuantizedTensor | None], list[str]]:
     """``plain_form`` of every tensor, and all that was changed."""
-    found = {name: plain_form(name, tensor, grids) for name, tensor in state.tensors.items()}
+    found = {name: plain_form(name, tensor, holds) for name, tensor in state.tensors.items()}
     return {name: form for name, (form, _) in found.items()}, [note for _, note in found.values() if note]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bsq_lightning.exporters.forms import code_bits, plain_forms
-from bsq_lightning.exporters.packed_file import FORMAT, NETWORK, checksum, read_packed
+from bsq_lightning.exporters.packed_file import FORMAT, NETWORK, checksum, filter_parts, read_packed
 from bsq_lightning.exporters.pair import (
     Exported,
     check_target,
@@ -27,7 +27,7 @@ from bsq_lightning.exporters.pair import (
 )
 from bsq_lightning.ops.packing import pack
 from bsq_lightning.ops.tensor_file import tensor_file
-from bsq_lightning.quantized_tensor import Grid, QuantizedState
+from bsq_lightning.quantized_tensor import Filters, Grid, QuantizedState
 
 COUNTER = "num_batches_tracked"  # batch norm reads it in training only
 
@@ -61,7 +61,7 @@ def export_packed(
     """
     check_target(path, overwrite)
     plain = plain_copy(net, state)
-    forms, notes = plain_forms(state, grids=True)
+    forms, notes = plain_forms(state, holds=(Grid, Filters))
     rest = {key: value for key, value in float_rest(plain, state).items() if not key.endswith(COUNTER)}
     codes, steps, tensors = [torch.empty(0, dtype=torch.uint8)], [torch.empty(0)], []
     for name, form in forms.items():
@@ -72,7 +72,13 @@ def export_packed(
         grid = form.extra.values if isinstance(form.extra, Grid) else None
         if any(value.dtype != torch.float32 for value in (form.step, *([] if grid is None else [grid]))):
             raise ValueError(f"{name}: packed steps are 32-bit floats, not {form.step.dtype}")
-        tensors.append([name, list(form.codes.shape), form.precision, form.sign, form.step.numel(), _size(grid)])
+        row = [name, list(form.codes.shape), form.precision, form.sign, form.step.numel(), _size(grid)]
+        if isinstance(form.extra, Filters):
+            parts, step = filter_parts(form, form.extra.bits.cpu())
+            tensors.append([*row[:2], int(form.extra.bits.max()), *row[3:], "filters"])
+            codes, steps = codes + parts, [*steps, step]
+            continue
+        tensors.append(row)
         steps += [form.step.cpu().flatten(), *([] if grid is None else [grid.cpu()])]
         if width := code_bits(form):
             codes.append(pack(form.codes.cpu() - (0 if grid is None else 1 << (width - 1)), width))

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bsq_lightning.exporters.forms import code_bits
-from bsq_lightning.ops.packing import packed_bytes, unpack
-from bsq_lightning.quantized_tensor import SIGNS, Grid, QuantizedActivation, QuantizedState, QuantizedTensor
+from bsq_lightning.ops.packing import pack, packed_bytes, unpack
+from bsq_lightning.quantized_tensor import SIGNS, Filters, Grid, QuantizedActivation, QuantizedState, QuantizedTensor
 
 FORMAT = "bsq_lightning.packed.1"
 LARGEST = 1 << 30  # weights of a layer; one of 0 bits takes no bytes whose number would tell
@@ -87,6 +87,20 @@ def checksum(text: str, arrays: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def filter_parts(tensor: QuantizedTensor, bits: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Codes of a tensor with bits for each filter: the table of bits, then the filters of 1 bit, of 2, ...; and the
+    steps of those that have bits.
+
+    Args:
+        tensor: its codes ``[K, ...]`` and steps.
+        bits: int32 ``[K]``.
+    """
+    width = int(bits.max()).bit_length()
+    codes, step = tensor.codes.cpu(), tensor.step.cpu().flatten()
+    parts = [pack(bits - (1 << (width - 1)), width)] if width else []
+    return [*parts, *(pack(codes[bits == n], n + 1) for n in _used(bits))], step[bits > 0]
+
+
 class _Taken:
     """An array that is handed out piece by piece."""
 
@@ -109,6 +123,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _tensor(row: list[Any], codes: _Taken, steps: _Taken) -> QuantizedTensor:
+    if len(row) == 6:
+        return _filters(row, codes, steps)
     shape, precision, sign, channels, levels = row
     _want(_is_count(precision) and precision in PRECISIONS, f"a precision of {precision!r}")
     _want(sign in SIGNS and _is_count(channels) and _is_count(levels), f"sign, steps and levels of {row[2:]}")
@@ -122,6 +138,35 @@ def _tensor(row: list[Any], codes: _Taken, steps: _Taken) -> QuantizedTensor:
         return empty
     values = unpack(codes.take(packed_bytes(count, width)), width, count).view(shape)
     return QuantizedTensor(values + (1 << (width - 1)) if grid else values, step, precision, sign, grid)
+
+
+def _filters(row: list[Any], codes: _Taken, steps: _Taken) -> QuantizedTensor:
+    """What ``filter_parts`` made."""
+    shape, most, sign, channels, levels, kind = row
+    _want(_is_count(most) and most in PRECISIONS and (sign, levels, kind) == ("extra", 0, "filters"), f"{row[1:]}")
+    _want(_count(shape) > 0 and len(shape) > 1 and channels == shape[0], f"steps of {channels} filters of {shape}")
+    width = most.bit_length()
+    bits = torch.zeros(channels, dtype=torch.int32)
+    if width:
+        bits = unpack(codes.take(packed_bytes(channels, width)), width, channels) + (1 << (width - 1))
+    _want(int(bits.max()) == most, f"filters of {int(bits.max())} bits, where {most} are the most,")
+    size, parts = math.prod(shape[1:]), {}
+    for n in _used(bits):
+        count = int((bits == n).sum())
+        parts[n] = unpack(codes.take(packed_bytes(count * size, n + 1)), n + 1, count * size).view(count, *shape[1:])
+    values = torch.zeros((), dtype=torch.int32).expand(shape)
+    values = values.clone() if parts else values
+    for n, part in parts.items():
+        values[bits == n] = part
+    step = torch.zeros(channels)
+    step[bits > 0] = steps.take(int((bits > 0).sum()))
+    mean = float(bits.double().mean())
+    precision = int(mean) if mean == int(mean) else mean
+    return QuantizedTensor(values, step.view(channels, *[1] * (len(shape) - 1)), precision, extra=Filters(bits))
+
+
+def _used(bits: Tensor) -> list[int]:
+    return [n for n in bits.unique().tolist() if n]
 
 
 def _activation(site: Any, at: Any, bits: Any, clip: Any, size: Any) -> QuantizedActivation:
