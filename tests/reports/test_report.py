@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bsq_lightning.reports import collect, write_report
-from bsq_lightning.reports.figures import front_figure
+from bsq_lightning.reports.figures import bits_figure, front_figure
 from bsq_lightning.reports.page_data import page_data
 from bsq_lightning.reports.runs import COUNTINGS
 from tests.cli.commands import run
@@ -371,3 +371,10 @@ def test_the_page_in_a_browser(troubled: Path, tmp_path: Path) -> None:
     )
     assert result.stdout.count('class="main-svg"') >= 11 and "heatmaplayer" in result.stdout
     assert "a line to beat" in result.stdout and "recalled, unverified" in result.stdout
+
+
+def test_a_layer_that_has_lost_most_of_its_filters_is_not_shown_as_empty() -> None:
+    group = {"model": "m", "data": "d", "bits": {"layers": ["a", "b", "c"], "runs": [0], "z": [[0, 0.390625, 2]]}}
+    axis = bits_figure(group, [{"label": "run", "seed": 1}]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["0", "0.4", "2"]
+    assert axis.images[0].get_array().tolist() == [[0, 1, 2]]

@@ -3,6 +3,7 @@ bits per layer, bits over epochs."""
 
 import io
 import logging
+import math
 from typing import Any
 
 from bsq_lightning.reports.front import pareto
@@ -54,7 +55,7 @@ def figure_files(group: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
         made = {
             "front": front_figure(group, runs, ("paper", "signed")),
             "bops": front_figure(group, runs, ("gbops",)),
-            "bits": _bits(group, runs),
+            "bits": bits_figure(group, runs),
             "epochs": _epochs(group, runs),
         }
         return {
@@ -299,7 +300,8 @@ def _published(axis: Any, points: list[dict[str, Any]]) -> None:
             )  # fmt: skip
 
 
-def _bits(group: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
+def bits_figure(group: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
+    """Bits of every layer, a row for each run; None where no run has a scheme."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -307,14 +309,15 @@ def _bits(group: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
     layers, places, z = (group["bits"][name] for name in ("layers", "runs", "z"))
     if not places:
         return None
-    most = max(8, max(bits for row in z for bits in row if bits is not None))
+    most = max(8, max(math.ceil(bits) for row in z for bits in row if bits is not None))
     blues = colormaps["Blues"]
     colours = ListedColormap(["#d55e00", *(blues(0.08 + 0.85 * i / max(most - 1, 1)) for i in range(most))])
     few = len(places) <= 40
     height = 1.8 + (0.24 if few else max(0.05, 9 / len(places))) * len(places)
     figure = Figure(figsize=(max(6.0, 3.2 + 0.28 * min(len(layers), 60)), height), layout="constrained")
     axis = figure.subplots()
-    values = [[float("nan") if bits is None else bits for bits in row] for row in z]
+    # The colour of 0 is for layers that are empty, not for those that have lost most of their filters.
+    values = [[float("nan") if bits is None else bits and max(1, bits) for bits in row] for row in z]
     image = axis.imshow(values, cmap=colours, vmin=-0.5, vmax=most + 0.5, aspect="auto", interpolation="nearest")
     axis.grid(visible=False)
     if few:
@@ -333,7 +336,7 @@ def _bits(group: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
                     axis.text(
                         x,
                         y,
-                        str(bits),
+                        f"{bits:.1f}" if bits % 1 else f"{bits:.0f}",
                         ha="center",
                         va="center",
                         fontsize=7,

@@ -261,14 +261,17 @@ function bitLegend(div, most) {  // swatches above a heat map: a colour bar besi
     return swatch;
   }), " bits");
 }
+const count = (bits) => `${+bits.toFixed(2)} ${bits === 1 ? "bit" : "bits"}`;  // a mean, where a layer's filters differ
+const tone = (bits) => bits > 0 ? Math.max(1, bits) : bits;  // the colour of 0 is for layers that are empty
 const short = (name, most) => name.length <= most ? name : name.slice(0, Math.floor(most / 2) - 1) + "…" + name.slice(1 - Math.ceil(most / 2));
 function drawLayers(section, g) {  // one row a run; on a phone one row a layer, whose names are then read from left to right
   const {layers, runs, z} = data.groups[g].bits, div = $("[data-figure=layers]", section);
   if (!runs.length) { div.textContent = "No run of this group has a scheme yet."; return; }
-  const narrow = innerWidth < 700, few = runs.length <= (narrow ? 12 : 40), wide = layers.length > 60, most = Math.max(8, ...z.flat());
+  const narrow = innerWidth < 700, few = runs.length <= (narrow ? 12 : 40), wide = layers.length > 60, most = Math.max(8, ...z.flat().map(Math.ceil));
   bitLegend(div, most);
   const of = (i) => `${data.runs[i].label || data.runs[i].name}, seed ${data.runs[i].seed}`;
-  const told = z.map((row, k) => row.map((bits, j) => bits === null ? "" : `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>${text(of(runs[k]))}<br>${text(data.runs[runs[k]].name)}`));
+  const told = z.map((row, k) => row.map((bits, j) => bits === null ? "" : `<b>${text(layers[j])}</b>: ${count(bits)}<br>${text(of(runs[k]))}<br>${text(data.runs[runs[k]].name)}`));
+  const shown = z.map((row) => row.map((bits) => bits === null ? null : tone(bits))), numbers = z.map((row) => row.map((bits) => bits === null ? "" : `${+bits.toFixed(1)}`));
   const flip = (rows) => layers.map((_, j) => rows.map((row) => row[j]));
   const axes = {runs: {tickvals: few ? runs.map((_, k) => k) : [], ticktext: runs.map((i) => text(short(of(i), narrow ? 26 : 44))), title: {text: few ? "" : `${runs.length} runs, smallest last`}},
     layers: {tickvals: wide ? [] : layers.map((_, k) => k), ticktext: layers.map((l) => text(short(l, narrow ? 18 : 22))), title: {text: wide ? `${layers.length} layers, first to last` : ""}}};
@@ -277,8 +280,8 @@ function drawLayers(section, g) {  // one row a run; on a phone one row a layer,
   const cell = narrow ? (wide ? Math.max(6, 1200 / layers.length) : 21) : runs.length <= 40 ? 24 : Math.max(5, Math.min(12, 900 / runs.length));
   const figures = counts[y] <= 60 && cell > 14 && (div.clientWidth - (narrow ? 130 : 240)) / counts[x] > 15;
   const tall = axes[x].tickvals.length ? Math.min(160, 7 * Math.max(...axes[x].ticktext.map((l) => l.length))) : 20;
-  Plotly.react(div, [{type: "heatmap", x: [...Array(counts[x]).keys()], y: [...Array(counts[y]).keys()], z: narrow ? flip(z) : z, xgap: counts[x] > 80 ? 0 : 1, ygap: cell > 6 ? 1 : 0,
-    hoverongaps: false, ...bitScale(most), ...(figures ? {texttemplate: "%{z}", textfont: {size: 11}} : {}), hoverinfo: "text", hovertext: narrow ? flip(told) : told}],
+  Plotly.react(div, [{type: "heatmap", x: [...Array(counts[x]).keys()], y: [...Array(counts[y]).keys()], z: narrow ? flip(shown) : shown, xgap: counts[x] > 80 ? 0 : 1, ygap: cell > 6 ? 1 : 0,
+    hoverongaps: false, ...bitScale(most), ...(figures ? {text: narrow ? flip(numbers) : numbers, texttemplate: "%{text}", textfont: {size: 11}} : {}), hoverinfo: "text", hovertext: narrow ? flip(told) : told}],
     layout({height: Math.max(150, counts[y] * cell + 40 + tall), margin: {l: 20, r: 10, t: 8, b: tall + 20},
       xaxis: {...axes[x], tickangle: -90}, yaxis: {...axes[y], autorange: "reversed"}}), CONFIG);
   $("figcaption", div.parentElement).textContent = narrow ? "One column a run, smallest network last; rows in the order of the network. Touch one to see that run below." :
@@ -348,11 +351,11 @@ function drawEpochs(run) {
   if (adjusted) adjusted.epoch.forEach((e, k) => { columns.push(layers.map((l) => (adjusted.layers[l] || {from: []}).from[k])); edges.push(offset + e + 1.5); });
   const last = layers.map((l, j) => adjusted && adjusted.layers[l] ? adjusted.layers[l].to.at(-1) : run.layers[j][2]);
   if (edges.at(-1) < total + .5) { columns.push(last); edges.push(total + .5); }
-  const most = Math.max(8, ...columns.flat());
+  const most = Math.max(8, ...columns.flat().map((bits) => Math.ceil(bits ?? 0)));
   bitLegend(div, most);
   const z = layers.map((_, j) => columns.map((column) => column[j] ?? null));
-  Plotly.react(div, [{type: "heatmap", x: edges, y: layers.map((_, k) => k), z, xgap: 0, ygap: 1, hoverongaps: false, ...bitScale(most),
-    hovertext: z.map((row, j) => row.map((bits, k) => `<b>${text(layers[j])}</b>: ${bits} ${bits === 1 ? "bit" : "bits"}<br>epochs ${edges[k] + .5} to ${edges[k + 1] - .5}${layers[j] in run.damage && k === row.length - 1 ? `<br>its rounding costs ${run.damage[layers[j]]} of the training loss` : ""}`)), hoverinfo: "text"}],
+  Plotly.react(div, [{type: "heatmap", x: edges, y: layers.map((_, k) => k), z: z.map((row) => row.map((bits) => bits === null ? null : tone(bits))), xgap: 0, ygap: 1, hoverongaps: false, ...bitScale(most),
+    hovertext: z.map((row, j) => row.map((bits, k) => `<b>${text(layers[j])}</b>: ${count(bits)}<br>epochs ${edges[k] + .5} to ${edges[k + 1] - .5}${layers[j] in run.damage && k === row.length - 1 ? `<br>its rounding costs ${run.damage[layers[j]]} of the training loss` : ""}`)), hoverinfo: "text"}],
     layout({height: Math.max(220, Math.min(900, layers.length * 21) + 80), shapes, annotations, margin: {l: 60, r: 10, t: 26, b: 44},
       xaxis: {title: {text: "epoch"}, range: [first + .5, total + .5], showgrid: false},
       yaxis: {autorange: "reversed", tickvals: layers.length > 60 ? [] : layers.map((_, k) => k), ticktext: layers.map((l) => text(short(l, innerWidth < 700 ? 14 : 26))), showgrid: false, tickfont: {size: 11}}}), CONFIG);
@@ -368,7 +371,7 @@ function drawNorms(run) {
   const ramp = dark.matches ? ["#f0e442", "#e6b34d", "#f08a4b", "#d99cc0", "#b58be0", "#8aa0f0", "#56b4e9", "#a8dcf5"] : ["#e69f00", "#d9822b", "#d55e00", "#b0568c", "#8a4fa3", "#5a5fc0", "#0072b2", "#003f6b"];
   const traces = [...Array(most).keys()].map((b) => ({x, y: layer.norms.map((n) => b < n.length ? n[b] / Math.sqrt(size) : null), mode: "lines+markers",
     name: b === 0 ? "plane 0 (least)" : `plane ${b}`, line: {color: ramp[Math.round(b * 7 / Math.max(most - 1, 1))], width: 1.7}, marker: {size: 6},
-    hovertext: layer.norms.map((n, k) => `plane ${b} of ${n.length}, norm ${n[b]}<br>${layer.from[k]} → ${layer.to[k]} bits after epoch ${x[k]}`), hoverinfo: "text"}));
+    hovertext: layer.norms.map((n, k) => `plane ${b} of ${n.length}, norm ${n[b]}<br>${+layer.from[k].toFixed(2)} → ${+layer.to[k].toFixed(2)} bits after epoch ${x[k]}`), hoverinfo: "text"}));
   const step = Math.ceil(x.length / Math.max(4, div.clientWidth / 60));
   const annotations = x.map((e, k) => ({x: e, yref: "paper", y: 1, yanchor: "bottom", showarrow: false, text: layer.from[k] === layer.to[k] ? `${layer.to[k]}` : `<b>${layer.from[k]} → ${layer.to[k]}</b>`,
     font: {size: 11.5, color: layer.from[k] === layer.to[k] ? c.quiet : c.ink}})).filter((a, k) => layer.from[k] !== layer.to[k] || k % step === 0);

@@ -20,7 +20,7 @@ def print_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
             table.add_column(column, justify="left" if column == "layer" else "right")
         for layer in layers:
             stored = [f"{layer.weight_bits:.2f}"] if other else []
-            table.add_row(layer.name, f"{layer.size:,}", str(layer.precision), *stored, f"{layer.step:.3g}")
+            table.add_row(layer.name, f"{layer.size:,}", f"{layer.precision:.4g}", *stored, f"{layer.step:.3g}")
         console.print(table)
         table = Table(title="size", title_justify="left")
         for column in ("counting", "kB", "compression"):
