@@ -14,7 +14,7 @@ from bsq_lightning.callbacks.each_step import EachStep
 from bsq_lightning.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from bsq_lightning.data import DigitsDataModule
 from bsq_lightning.models import ResNetCifar
-from bsq_lightning.module import QuantModule
+from bsq_lightning.module import NonFiniteLossError, QuantModule
 from bsq_lightning.network import QuantizedNetwork
 from bsq_lightning.quantizers import Adjustment, BitPlaneQuantizer, relu6_or_pact
 from bsq_lightning.regularizers import BitGroupLasso
@@ -142,3 +142,18 @@ def test_an_adjustment_that_moves_weights_is_an_error(tmp_path: Path, monkeypatc
 def test_interval_must_be_a_positive_whole_number(interval: object) -> None:
     with pytest.raises(ValueError, match="adjustment interval"):
         PrecisionAdjustment(interval)  # type: ignore[arg-type]
+
+
+class Overflow(L.Callback):
+    """Breaks a weight in the last step of an epoch, behind its loss."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        if trainer.is_last_batch:
+            next(pl_module.network.net.parameters()).data.fill_(float("inf"))  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_last_step_breaks_is_told_and_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match="became NaN or infinite in the last step of epoch 1 of stage bits"):
+        trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path), Overflow()]).fit(module(), digits())
+    assert not list(tmp_path.glob("*.ckpt"))

@@ -242,6 +242,24 @@ class QuantModule(L.LightningModule):
                 from_rank_zero_(buffer)
         if self.trainer.is_last_batch or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
+        if self.trainer.is_last_batch:  # type: ignore[attr-defined]
+            self._check_last_step()
+
+    def _check_last_step(self) -> None:
+        """What the last step of an epoch has broken no further loss would tell before it is saved and measured."""
+        names, parameters = zip(*self.network.named_parameters(), strict=True)
+        finite = torch.stack([torch.isfinite(parameter.detach()).all() for parameter in parameters]).tolist()
+        if not all(finite):
+            raise NonFiniteLossError(
+                f"{names[finite.index(False)]} became NaN or infinite in the last step of epoch "
+                f"{self.current_epoch + 1} of stage {self.stage}: {self._remedy()}. Any checkpoint is from before."
+            )
+
+    def _remedy(self) -> str:
+        return (
+            f"lower its learning rate (stages.{self.stage}.optimizer.lr, or quant.stages.{self.stage}.optimizer.lr "
+            "where a method has its own) or alpha"
+        )
 
     def training_metrics(self) -> dict[str, dict[str, Tensor]]:
         """The training metrics of the epoch so far, each state ``[ranks, ...]`` (every rank must call this)."""
@@ -264,9 +282,8 @@ class QuantModule(L.LightningModule):
         step = int(self.first_bad_step)
         if step >= 0:
             raise NonFiniteLossError(
-                f"the loss became NaN or infinite at step {step} of stage {self.stage}: lower its learning rate "
-                f"(stages.{self.stage}.optimizer.lr, or quant.stages.{self.stage}.optimizer.lr where a method has its "
-                f"own) or alpha. Any checkpoint is from before that step."
+                f"the loss became NaN or infinite at step {step} of stage {self.stage}: {self._remedy()}. Any "
+                "checkpoint is from before that step."
             )
 
     def on_validation_epoch_start(self) -> None:

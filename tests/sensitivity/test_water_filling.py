@@ -193,6 +193,16 @@ def test_wrong_settings_are_named(settings, word):
         WaterFilling(**settings)
 
 
+def test_filters_may_have_less_than_a_bit_on_average_but_every_layer_has_one():
+    with pytest.raises(ValueError, match="above 0 and up to 16"):
+        WaterFilling(mean_bits=0, bits=range(9))
+    WaterFilling(mean_bits=0.3, bits=range(9), exchanges=10, ramp=1.0).check(filters(16, 64), steps=1000)
+    with pytest.raises(
+        ValueError, match=r"mean_bits=0.2 is below 0.25, which one bit for one filter of each layer takes"
+    ):
+        WaterFilling(mean_bits=0.2, bits=range(9), exchanges=10, ramp=1.0).check(filters(16, 64), steps=1000)
+
+
 def test_what_cannot_be_reached_is_said_before_training():
     quantizers = layers(16, 48)
     with pytest.raises(ValueError, match="no 30 exchanges"):

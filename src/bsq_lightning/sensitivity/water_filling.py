@@ -36,7 +36,7 @@ class WaterFilling:
     nothing can be measured there, and no layer loses its last row.
 
     Args:
-        mean_bits: bits of magnitude per weight in the end; at least 1.
+        mean_bits: bits of magnitude per weight in the end; below 1 only where rows may have none.
         exchanges: how many, evenly spread.
         until: the share of the stage's steps in which they are; then the bits are final.
         ramp: the share of the exchanges in which the mean falls.
@@ -64,8 +64,6 @@ class WaterFilling:
         keep: float = 0.7,
         bits: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
     ) -> None:
-        if isinstance(mean_bits, bool) or not isinstance(mean_bits, (int, float)) or not 1 <= mean_bits <= 16:
-            raise ValueError(f"quant.mean_bits is a number of bits per weight from 1 to 16, not {mean_bits!r}")
         if isinstance(exchanges, bool) or not isinstance(exchanges, int) or exchanges < 1:
             raise ValueError(f"quant.exchanges is a positive whole number, not {exchanges!r}")
         for name, share in {"quant.until": until, "quant.ramp": ramp, "keep": keep}.items():
@@ -77,6 +75,10 @@ class WaterFilling:
             raise ValueError(f"hold is a share, below 1, not {hold!r}")
         if list(bits) != list(range(bits[0], bits[-1] + 1)) or bits[0] < 0:
             raise ValueError(f"bits are whole numbers from 0 or 1 without a gap, not {list(bits)}")
+        number = isinstance(mean_bits, (int, float)) and not isinstance(mean_bits, bool)
+        if not number or not bits[0] <= mean_bits <= 16 or not mean_bits:
+            low = f"from {bits[0]}" if bits[0] else "above 0 and up"
+            raise ValueError(f"quant.mean_bits is a number of bits per weight {low} to 16, not {mean_bits!r}")
         self.mean_bits, self.exchanges, self.until, self.ramp = float(mean_bits), exchanges, until, ramp
         self.measured, self.hold, self.keep, self.bits = measured, hold, keep, tuple(bits)
         self.start: float | None = None
@@ -113,6 +115,12 @@ class WaterFilling:
         start, falling = _mean_bits(rows), int(self.ramp * self.exchanges)
         if start < self.mean_bits:
             raise ValueError(f"quant.mean_bits={self.mean_bits:g} is above the {start:g} that the network starts with")
+        least = sum(row.rows().shape[1] for row in rows.values()) / sum(math.prod(row.shape) for row in rows.values())
+        if self.mean_bits < least:
+            raise ValueError(
+                f"quant.mean_bits={self.mean_bits:g} is below {least:.3g}, which one bit for one filter of each layer "
+                "takes"
+            )
         if start - self.mean_bits > max(1, falling):
             raise ValueError(
                 f"from {start:g} to {self.mean_bits:g} mean bits in {falling} exchanges, of one bit each: raise "
