@@ -68,7 +68,7 @@ def built(net: nn.Module, method: str, device: str) -> tuple[QuantizedNetwork, L
         copy.deepcopy(net), weight, activation, precision=bits, act_precision=4, skip=["*.downsample.0"]
     ).to(device)
     optimizer = LatentOptimizer(network, SGD, penalty() if penalty else None)
-    if method == "water filling":
+    if method.startswith("water filling"):
         optimizer.damage.every = 1  # while bits are exchanged
     network.on_epoch(0.5)
     return network, optimizer

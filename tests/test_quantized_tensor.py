@@ -89,6 +89,36 @@ def test_sizes_by_hand() -> None:
     assert of["grid"].side_bits() == 32 * (1 + 3)
 
 
+def test_filters_that_differ_are_never_taken_for_whole_bits() -> None:
+    tensor = QuantizedTensor(codes(1, 2, 6), torch.rand(2, 1), 2.0, extra=Filters(torch.tensor([1, 3]).int()))
+    tensor.check("conv")
+    again = Scheme.from_json(QuantizedState({"conv": tensor}).scheme().to_json())
+    assert isinstance(again.layers[0].precision, float)
+    assert tensor.magnitude_bits() == 6 * 4 and tensor.storage_bits() == 6 * 6
+    assert tensor.side_bits() == 2 * 32 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"codes": torch.zeros(2, dtype=torch.int32), "step": torch.rand(2)}, "no numbers of bits"),
+        ({"codes": torch.zeros(2, 0, dtype=torch.int32)}, "no numbers of bits"),
+        ({"extra": Filters(torch.tensor([1.0, 3.0]))}, "no numbers of bits"),
+        ({"extra": Filters(torch.tensor([1, 17]).int()), "precision": 9.0}, "no numbers of bits"),
+        ({"extra": Filters(torch.tensor([1, 3, 2]).int())}, "no numbers of bits"),
+        ({"sign": "inside"}, "signs beside"),
+        ({"step": torch.tensor(0.1)}, "a step for each"),
+        ({"precision": 2.5}, "not the mean"),
+        ({"codes": torch.full((2, 6), 2, dtype=torch.int32)}, "filter 0 does not fit in 1 bits"),
+    ],
+)
+def test_filters_that_do_not_fit_are_named(change: dict, word: str) -> None:
+    given = {"codes": codes(1, 2, 6), "step": torch.rand(2, 1), "precision": 2.0}
+    given["extra"] = Filters(torch.tensor([1, 3]).int())
+    with pytest.raises(ValueError, match=word):
+        QuantizedTensor(**{**given, **change}).check("conv")
+
+
 def test_points_are_added() -> None:
     tensor = examples()["points"]
     assert isinstance(tensor.extra, Points)

@@ -236,6 +236,9 @@ class QuantModule(L.LightningModule):
             traces = hessian_traces(self.loss(batch)[0], list(tensors.values()), generator, samples)
         return dict(zip(tensors, from_rank_zero_(traces).tolist(), strict=True))
 
+    def on_after_backward(self) -> None:
+        self.network.drop_resting_gradients_()
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:  # type: ignore[attr-defined]
             for buffer in self.network.buffers():

@@ -238,6 +238,13 @@ class QuantizedNetwork(nn.Module):
                     "something else wrote to them, such as an averaging or pruning callback"
                 )
 
+    def drop_resting_gradients_(self) -> None:
+        """After a backward pass, before gradients are clipped: those of weights that rest are zero."""
+        for _, parameter, quantizer in self.quantizers():
+            rests = quantizer.rests()
+            if rests is not None and parameter.grad is not None:
+                parameter.grad.masked_fill_(rests, 0)
+
     @torch.no_grad()
     def adjust_precision_(self, bits: Mapping[str, Any] | None = None) -> dict[str, Adjustment]:
         """Re-quantizes and trims every tensor, then writes the weights; what each quantizer says it did, by name.
@@ -261,9 +268,17 @@ class QuantizedNetwork(nn.Module):
 
         Args:
             weight: called as ``weight(tensor, precision=bits, step=value)`` for each quantized tensor.
+
+        Raises:
+            ValueError: a tensor mixes bits, or the quantizers cannot begin at bits and steps.
         """
         self.hold_weights_()
         for name, parameter, old in list(self.quantizers()):
+            if not isinstance(old.tensor().precision, int):
+                raise ValueError(
+                    f"layer {name} has bits for each filter, with which the quantizer of this stage cannot begin: "
+                    "leave it out (null), which goes on with that of the stage before"
+                )
             step = old.step()
             step = step if step.dim() else float(step)
             try:

@@ -21,6 +21,7 @@ from bsq_lightning.scheme import FLOAT_BITS, LayerScheme, Scheme
 
 FORMAT = "bsq_lightning.quantized.1"
 SIGNS = ("extra", "inside")
+MOST_BITS = 16
 CODE_DTYPES = (torch.int8, torch.int16, torch.int32)
 
 
@@ -69,9 +70,19 @@ class Filters:
 
     Args:
         bits: of magnitude, int32, one for each filter ``[K]``; at 0 the filter is zero, and has neither sign nor step.
+
+    Example:
+        >>> Filters(torch.tensor([1, 3])).precision, Filters(torch.tensor([2, 2])).precision
+        (2.0, 2)
     """
 
     bits: Tensor
+
+    @property
+    def precision(self) -> int | float:
+        """What the tensor says: the mean, a float wherever filters differ; their bits, where they do not."""
+        equal = bool((self.bits == self.bits[0]).all())
+        return int(self.bits[0]) if equal else float(self.bits.double().mean())
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class QuantizedTensor:
     Args:
         codes: int32, shape S.
         step: float, value of one code; 0-d, or ``[K, 1, ...]`` for a step per output channel.
-        precision: bits of one code; whole, or a mean where a method mixes them inside the tensor. 0: W is zero.
+        precision: bits of one code; a whole number, or a mean, a float, where a method mixes them. 0: W is zero.
         sign: ``extra`` if the sign is one bit more (BSQ: n bits have 2^(n+1) - 1 levels), ``inside`` if it is one of
             ``precision`` bits (n bits have 2^n levels at most).
         extra: what a method needs beyond codes and step.
@@ -205,13 +216,12 @@ class QuantizedTensor:
             )
 
     def _check_filters(self, name: str, bits: Tensor) -> None:
-        if (
-            bits.shape != self.codes.shape[:1]
-            or not len(bits)
-            or not 0 <= int(bits.min()) <= int(bits.max()) < FLOAT_BITS
-        ):
-            raise ValueError(f"{name} has no numbers of bits for its {len(self.codes)} filters")
-        if abs(float(bits.double().mean()) - self.precision) > 1e-9:
+        shaped = self.codes.dim() > 1 and self.codes.numel() and bits.shape == self.codes.shape[:1]
+        if not shaped or bits.dtype != torch.int32 or not 0 <= int(bits.min()) <= int(bits.max()) <= MOST_BITS:
+            raise ValueError(f"{name} has no numbers of bits, whole and at most {MOST_BITS}, for filters of its own")
+        if self.sign != "extra" or self.step.numel() != len(bits):
+            raise ValueError(f"{name} has filters with bits of their own, but not a step for each and signs beside")
+        if self.precision != Filters(bits).precision:
             raise ValueError(f"{name}: {self.precision} bits are not the mean of its filters")
         for k, (n, largest) in enumerate(zip(bits.tolist(), self.codes.abs().flatten(1).amax(1).tolist(), strict=True)):
             if largest >= 2**n:

@@ -172,7 +172,7 @@ class Scheme:
                 LayerScheme(
                     str(row["name"]),
                     int(row["size"]),
-                    _bits(row["precision"]),
+                    _bits(row["precision"], row.get("stored")),
                     float(row["step"]),
                     int(row.get("macs", 0)),
                     int(row.get("bits_of_input", 0)),
@@ -213,9 +213,9 @@ class Scheme:
         return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
-def _bits(value: Any) -> int | float:
-    """Whole where it is whole; a mean of bits may have a fraction."""
-    return int(value) if int(value) == float(value) else float(value)
+def _bits(value: Any, stored: Any) -> int | float:
+    """Whole where it is whole; a mean of bits, which says how they are stored, stays a float where it happens to be."""
+    return int(value) if int(value) == float(value) and (stored is None or isinstance(value, int)) else float(value)
 
 
 def _stored(value: Any) -> tuple[int, int, int] | None:

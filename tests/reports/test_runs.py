@@ -20,6 +20,22 @@ def test_a_finished_run_is_its_summary(tmp_path: Path) -> None:
     assert all(len(column) == 30 for column in run.metrics.values())
 
 
+def test_sizes_on_the_way_are_those_that_were_stored_where_filters_differ(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", alpha=5e-3, seed=3)
+    path = tmp_path / "a" / "adjustments.jsonl"
+    row = json.loads(path.read_text().splitlines()[-1])
+    before = read_run(tmp_path / "a").sizes_after(read_run(tmp_path / "a").adjustments[-1])
+    name, layer = next(iter(row["layers"].items()))
+    layer |= {"to": 5.375, "stored": [2322, 2700, 512]}
+    path.write_text(json.dumps(row) + "\n")
+    run = read_run(tmp_path / "a")
+    assert run.scheme is not None and run.adjustments[0].after[name] == 5.375
+    own = next(each for each in run.scheme.layers if each.name == name)
+    after = run.sizes_after(run.adjustments[0])
+    assert after["paper"]["bits"] - before["paper"]["bits"] == 2322 - own.bits
+    assert after["model"]["bits"] - before["model"]["bits"] == 2700 + 512 - own.signed_bits - own.side_bits
+
+
 def test_an_unfinished_run_has_its_newest_validation_accuracy(tmp_path: Path) -> None:
     write_run(tmp_path / "a", done=False, stop_after=7)
     run = read_run(tmp_path / "a")

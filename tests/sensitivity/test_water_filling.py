@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from bsq_lightning.quantizers import BitPlaneQuantizer, LatentStep
+import bsq_lightning
+from bsq_lightning.network import QuantizedNetwork
+from bsq_lightning.quantizers import BitPlaneQuantizer, LatentQuantizer, LatentStep
 from bsq_lightning.quantizers.allocated import AllocatedQuantizer
 from bsq_lightning.quantizers.damage import RoundingDamage
 from bsq_lightning.quantizers.filter_bits import FilterQuantizer
@@ -157,6 +159,30 @@ def test_a_filter_at_no_bits_rests_and_can_come_back():
     assert float(filling.curvature["layer"][1]) == 1.0, "measured where nothing can be"
     quantizer.adjust_precision_([2, 2])
     assert torch.equal(quantizer.relaxed(), latent)
+
+
+def test_gradients_of_filters_that_rest_are_dropped_before_anything_sees_their_size():
+    network = QuantizedNetwork(
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), FilterQuantizer, precision=2
+    )
+    network.adjust_precision_({"0": [2, 0, 1, 0]})
+    weight = network.net.get_parameter("0.weight")
+    weight.grad = torch.full((4, 3), torch.inf)
+    network.drop_resting_gradients_()
+    assert torch.equal(weight.grad.isinf().all(1), torch.tensor([True, False, True, False]))
+    assert not weight.grad[1].any()
+
+
+def test_a_scheme_of_filters_is_not_taken_for_one_of_layers():
+    network = QuantizedNetwork(
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), FilterQuantizer, precision=2
+    )
+    network.adjust_precision_({"0": [2, 0, 4, 2]})
+    assert network.scheme().mean_precision == 2
+    with pytest.raises(ValueError, match="layer 0 has bits for each filter"):
+        network.fix_scheme_(LatentQuantizer)
+    with pytest.raises(ValueError, match="mixes bits"):
+        bsq_lightning.quantize(torch.nn.Sequential(torch.nn.Linear(3, 4)), precision=network.scheme())
 
 
 @BOTH

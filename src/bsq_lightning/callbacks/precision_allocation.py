@@ -86,6 +86,7 @@ class PrecisionAllocation(EachStep):
         if not (self.folder and trainer.is_global_zero):
             return
         was, after = before.precisions(), module.network.scheme()
+        stored = {layer.name: layer.stored for layer in after.layers if layer.stored}
         curvature = {name: float(h.mean()) for name, h in getattr(self.allocator, "curvature", {}).items()}
         self.folder.add_adjustment({
             "stage": module.stage,
@@ -94,6 +95,7 @@ class PrecisionAllocation(EachStep):
             **sizes_of(before, after),
             "layers": {
                 name: {"from": was[name], "to": n}
+                | ({"stored": stored[name]} if name in stored else {})
                 | ({"curvature": curvature[name]} if name in curvature else {})
                 | ({"filters": bits[name]} if isinstance(bits.get(name), list) else {})
                 for name, n in after.precisions().items()

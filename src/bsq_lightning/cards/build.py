@@ -176,6 +176,10 @@ def _allowed(config: Mapping[str, Any]) -> str | None:
     quant, knob = config.get("quant") or {}, str((config.get("quant") or {}).get("knob"))
     if knob.endswith((".precision", ".shifts")):
         return "fixed"
+    stages = [stage for stage in (quant.get("stages") or {}).values() if isinstance(stage, Mapping)]
+    bits = next((stage["allocator"].get("bits") for stage in stages if stage.get("allocator")), None)
+    if bits:
+        return f"{min(bits)} to {max(bits)}, whole"
     return f"0 to {quant.get('max_precision', 16)}, whole" if quant else None
 
 

@@ -25,6 +25,8 @@ def plain_form(
         'conv: 0.5 bits on average, stored with 1'
     """
     extra = tensor.extra
+    if isinstance(extra, Filters) and not bool(extra.bits.any()):
+        return replace(tensor, extra=None), None
     if isinstance(extra, holds):
         return tensor, None
     if isinstance(extra, Points):

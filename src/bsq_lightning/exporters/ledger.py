@@ -66,8 +66,8 @@ def size_ledger(net: nn.Module, state: QuantizedState, files: Mapping[str, str |
         LedgerRow(f"claim: {counting}", math.ceil(scheme.bits(counting) / 8), {}, note)
         for counting, note in (
             ("paper", f"{scheme.mean_precision:.2f} bits of magnitude on average for {scheme.size} weights"),
-            ("signed", "a sign bit for each weight of a layer that is not empty"),
-            ("model", f"steps, and {state.float_parameters} parameters in 32-bit float"),
+            ("signed", "a sign bit for each weight of a layer or filter that is not empty"),
+            ("model", f"steps, tables of what is mixed, and {state.float_parameters} parameters in 32-bit float"),
         )
     ]
     parts = {"parameters": weights, "running statistics": buffers, "names and archive": size - weights - buffers}

@@ -93,12 +93,12 @@ def filter_parts(tensor: QuantizedTensor, bits: Tensor) -> tuple[list[Tensor], T
 
     Args:
         tensor: its codes ``[K, ...]`` and steps.
-        bits: int32 ``[K]``.
+        bits: int32 ``[K]``, not all 0.
     """
     width = int(bits.max()).bit_length()
     codes, step = tensor.codes.cpu(), tensor.step.cpu().flatten()
-    parts = [pack(bits - (1 << (width - 1)), width)] if width else []
-    return [*parts, *(pack(codes[bits == n], n + 1) for n in _used(bits))], step[bits > 0]
+    table = pack(bits - (1 << (width - 1)), width)
+    return [table, *(pack(codes[bits == n], n + 1) for n in _used(bits))], step[bits > 0]
 
 
 class _Taken:
@@ -143,26 +143,22 @@ def _tensor(row: list[Any], codes: _Taken, steps: _Taken) -> QuantizedTensor:
 def _filters(row: list[Any], codes: _Taken, steps: _Taken) -> QuantizedTensor:
     """What ``filter_parts`` made."""
     shape, most, sign, channels, levels, kind = row
-    _want(_is_count(most) and most in PRECISIONS and (sign, levels, kind) == ("extra", 0, "filters"), f"{row[1:]}")
+    _want(_is_count(most) and most in PRECISIONS[1:] and (sign, levels, kind) == ("extra", 0, "filters"), f"{row[1:]}")
     _want(_count(shape) > 0 and len(shape) > 1 and channels == shape[0], f"steps of {channels} filters of {shape}")
     width = most.bit_length()
-    bits = torch.zeros(channels, dtype=torch.int32)
-    if width:
-        bits = unpack(codes.take(packed_bytes(channels, width)), width, channels) + (1 << (width - 1))
+    bits = unpack(codes.take(packed_bytes(channels, width)), width, channels) + (1 << (width - 1))
     _want(int(bits.max()) == most, f"filters of {int(bits.max())} bits, where {most} are the most,")
     size, parts = math.prod(shape[1:]), {}
     for n in _used(bits):
         count = int((bits == n).sum())
         parts[n] = unpack(codes.take(packed_bytes(count * size, n + 1)), n + 1, count * size).view(count, *shape[1:])
-    values = torch.zeros((), dtype=torch.int32).expand(shape)
-    values = values.clone() if parts else values
+    values = torch.zeros(shape, dtype=torch.int32)
     for n, part in parts.items():
         values[bits == n] = part
     step = torch.zeros(channels)
     step[bits > 0] = steps.take(int((bits > 0).sum()))
-    mean = float(bits.double().mean())
-    precision = int(mean) if mean == int(mean) else mean
-    return QuantizedTensor(values, step.view(channels, *[1] * (len(shape) - 1)), precision, extra=Filters(bits))
+    extra = Filters(bits)
+    return QuantizedTensor(values, step.view(channels, *[1] * (len(shape) - 1)), extra.precision, extra=extra)
 
 
 def _used(bits: Tensor) -> list[int]:

@@ -91,7 +91,9 @@ class SWIS:
         """
         bits = tensor.precision
         if tensor.extra is not None or tensor.sign != "extra" or not isinstance(bits, int) or tensor.codes.dim() < 2:
-            raise ValueError("bits are shared by plain codes of output channels with their sign beside: no others")
+            raise ValueError(
+                "bits are shared by plain codes, of as many bits in every channel and with signs beside: no others"
+            )
         check_whole("the precision of codes that share bits", bits, 1, 10)
         codes = tensor.codes
         if self.schedule == "greedy" and self.shifts < bits:

@@ -139,6 +139,11 @@ class WeightQuantizer(nn.Module, ABC):
         """Called before every epoch of a stage: sets temperatures and the like by ``progress``, from 0 at the first
         epoch to 1 at the last. What it sets follows from ``progress`` alone, so that a resumed run has it too."""
 
+    def rests(self) -> Tensor | None:
+        """Where W is zero and no gradient says anything, bool, broadcastable to W; None: nowhere. Gradients there are
+        dropped before they are clipped."""
+        return None
+
     @abstractmethod
     def latents(self) -> Sequence[nn.Parameter]:
         """What is trained in place of W."""

@@ -17,8 +17,9 @@ class FilterQuantizer(AllocatedQuantizer):
     """``W_k = s_k * clip(round(u_k / s_k), +-(2^n_k - 1))`` for each output channel k, with dL/du = G.
 
     Each filter has bits n_k and a step s_k of its own; a change of n_k takes the step of least squared error of that
-    filter. At 0 bits W_k is zero and rests: behind it a batch norm divides by the root of its epsilon, so that G is no
-    measure of anything there. u_k stays, and with it what the filter comes back as.
+    filter. At 0 bits W_k is zero and gets no gradient: behind it a batch norm divides by the root of its epsilon, so
+    that G is no measure of anything there. u_k is kept, but for decay and what is left of its momentum, and with it
+    what the filter comes back as.
 
     Args:
         weight: tensor to start from, ``[K, ...]``, of more than one dimension.
@@ -81,24 +82,27 @@ class FilterQuantizer(AllocatedQuantizer):
         return torch.minimum(torch.maximum(codes, -top), top)
 
     def relaxed(self) -> Tensor:
-        return self.latent.detach() * (self._top() > 0)
+        return self.latent.detach().masked_fill(self.rests(), 0)
 
     def tensor(self) -> QuantizedTensor:
         counts = self.bits.to(torch.int32)
-        mean = float(counts.double().mean())
-        precision = int(mean) if mean == int(mean) else mean
-        return QuantizedTensor(self.codes().to(torch.int32), self.step(), precision, extra=Filters(counts))
+        extra = Filters(counts)
+        return QuantizedTensor(self.codes().to(torch.int32), self.step(), extra.precision, extra=extra)
 
     def latents(self) -> Sequence[nn.Parameter]:
         return (self.latent,)
 
     def latent_gradients(self, weight: Tensor, grad: Tensor) -> Sequence[Tensor]:
-        return (grad * (self._top() > 0),)
+        return (grad.masked_fill(self.rests(), 0),)
+
+    def rests(self) -> Tensor:
+        """The filters at 0 bits, bool ``[K, 1, ...]``."""
+        return self._of_filters(self.bits == 0)
 
     @torch.no_grad()
     def project_(self) -> None:
         if self.settled:
-            bound = torch.where(self._top() > 0, self.scale, torch.inf)
+            bound = self.scale.masked_fill(self.rests(), torch.inf)
             self.latent.copy_(torch.minimum(torch.maximum(self.latent, -bound), bound))
 
     @torch.no_grad()

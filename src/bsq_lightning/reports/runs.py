@@ -3,13 +3,13 @@
 import csv
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bsq_lightning.reports.settings import Setting, is_number, read_setting
 from bsq_lightning.run_folder import RunFolder
-from bsq_lightning.scheme import Scheme
+from bsq_lightning.scheme import LayerScheme, Scheme
 
 COUNTINGS = ("paper", "signed", "model")
 MAX_BITS = 16
@@ -27,8 +27,9 @@ class Adjustment:
     bits_before: int
     bits_after: int
     largest_relative_change: float | None
-    before: dict[str, int]
-    after: dict[str, int]
+    before: dict[str, int | float]
+    after: dict[str, int | float]
+    stored: dict[str, tuple[int, int, int]]
     plane_norms: dict[str, list[float]]
 
 
@@ -53,7 +54,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
-    _sizes_of_bits: dict[tuple[int | float, ...], dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _sizes_of_bits: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def test_accuracy(self) -> float | None:
@@ -145,15 +146,19 @@ class Run:
         """The three sizes after an adjustment; empty where the layers' sizes are unknown."""
         if self.scheme is None:
             return {}
-        bits = tuple(adjustment.after.get(layer.name, layer.precision) for layer in self.scheme.layers)
-        if bits not in self._sizes_of_bits:
-            layers = tuple(
-                layer if precision == layer.precision else layer.at(precision)
-                for layer, precision in zip(self.scheme.layers, bits, strict=True)
-            )
+        layers = tuple(_layer_after(layer, adjustment) for layer in self.scheme.layers)
+        key = tuple((layer.precision, layer.stored) for layer in layers)
+        if key not in self._sizes_of_bits:
             scheme = Scheme(layers, self.scheme.float_parameters, self.scheme.act_precision)
-            self._sizes_of_bits[bits] = scheme.sizes()
-        return self._sizes_of_bits[bits]
+            self._sizes_of_bits[key] = scheme.sizes()
+        return self._sizes_of_bits[key]
+
+
+def _layer_after(layer: LayerScheme, adjustment: Adjustment) -> LayerScheme:
+    precision = adjustment.after.get(layer.name, layer.precision)
+    if layer.name in adjustment.stored:
+        return replace(layer, precision=precision, stored=adjustment.stored[layer.name])
+    return layer if precision == layer.precision else layer.at(precision)
 
 
 def read_run(path: Path, name: str = "") -> Run:
@@ -303,14 +308,24 @@ def _adjustment(row: dict[str, Any]) -> Adjustment:
         largest_relative_change=None if change is None else float(change),
         before={name: _bits(layer["from"]) for name, layer in layers.items()},
         after={name: _bits(layer["to"]) for name, layer in layers.items()},
+        stored={name: _stored(layer["stored"]) for name, layer in layers.items() if "stored" in layer},
         plane_norms={name: [float(norm) for norm in layer.get("plane_norms", [])] for name, layer in layers.items()},
     )
 
 
-def _bits(value: Any) -> int:
-    if not 0 <= int(value) <= MAX_BITS:
+def _bits(value: Any) -> int | float:
+    """Whole, or the mean of a layer that mixes them."""
+    number = float(value)
+    if not 0 <= number <= MAX_BITS:
         raise ValueError(f"{value} bits")
-    return int(value)
+    return int(number) if number == int(number) else number
+
+
+def _stored(value: Any) -> tuple[int, int, int]:
+    magnitude, signed, side = (int(bits) for bits in value)
+    if min(magnitude, signed, side) < 0:
+        raise ValueError(f"{value} bits")
+    return magnitude, signed, side
 
 
 def _at(content: Any, *keys: str) -> float | None:

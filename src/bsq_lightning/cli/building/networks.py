@@ -133,7 +133,7 @@ def _begun(cfg: DictConfig, network: QuantizedNetwork, stage: str) -> QuantizedN
 def _whole_bits(scheme: Scheme) -> dict[str, int]:
     mixed = [layer.name for layer in scheme.layers if not isinstance(layer.precision, int)]
     if mixed:
-        raise ValueError(f"the scheme mixes bits inside {mixed[0]}: only whole bits for each layer can be trained")
+        raise ValueError(f"the scheme mixes bits inside {mixed[0]}: begin with one number for each layer")
     return {layer.name: int(layer.precision) for layer in scheme.layers}
 
 
