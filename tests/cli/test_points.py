@@ -143,7 +143,11 @@ from bsq_lightning.cli.sweep.next_steps import next_steps
 from bsq_lightning.cli.sweep.points import Slots, run_points
 run_points({{Path({str(folder)!r}): {command!r}}}, Slots(1), "s")
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    # What a script has put into the background ignores Ctrl-C, and so would what it starts.
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert time.monotonic() < deadline
