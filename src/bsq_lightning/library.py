@@ -47,10 +47,7 @@ def quantize(
         {'0': 3, '2': 3}
     """
     if isinstance(precision, Scheme):
-        bits = precision.precisions()
-        if mixed := [name for name, each in bits.items() if not isinstance(each, int)]:
-            raise ValueError(f"the scheme mixes bits inside {mixed[0]}: begin with one number for each layer")
-        precision = {name: int(each) for name, each in bits.items()}
+        precision = precision.whole_precisions()
     given: dict[str, Any] = {"precisions": precision} if isinstance(precision, Mapping) else {"precision": precision}
     return QuantizedNetwork(net, weight, relu6_or_pact, act_precision=act_precision, skip=skip, **given)
 

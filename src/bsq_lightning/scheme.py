@@ -151,6 +151,17 @@ class Scheme:
         """Bits by tensor name."""
         return {layer.name: layer.precision for layer in self.layers}
 
+    def whole_precisions(self) -> dict[str, int]:
+        """Bits by tensor name, for quantizers to begin with.
+
+        Raises:
+            ValueError: a tensor mixes them.
+        """
+        mixed = [layer.name for layer in self.layers if not isinstance(layer.precision, int)]
+        if mixed:
+            raise ValueError(f"the scheme mixes bits inside {mixed[0]}: begin with one number for each layer")
+        return {layer.name: int(layer.precision) for layer in self.layers}
+
     def at(self, precision: int) -> "Scheme":
         """The same tensors, all at ``precision`` bits."""
         return replace(self, layers=tuple(layer.at(precision) for layer in self.layers))
@@ -176,7 +187,7 @@ class Scheme:
                     float(row["step"]),
                     int(row.get("macs", 0)),
                     int(row.get("bits_of_input", 0)),
-                    _stored(row.get("stored")),
+                    None if row.get("stored") is None else stored_bits(row["stored"]),
                 )
                 for row in content["layers"]
             )
@@ -218,9 +229,12 @@ def _bits(value: Any, stored: Any) -> int | float:
     return int(value) if int(value) == float(value) and (stored is None or isinstance(value, int)) else float(value)
 
 
-def _stored(value: Any) -> tuple[int, int, int] | None:
-    if value is None:
-        return None
+def stored_bits(value: Any) -> tuple[int, int, int]:
+    """``LayerScheme.stored`` from JSON.
+
+    Raises:
+        ValueError, TypeError: no three sizes, or signs that make a tensor smaller.
+    """
     magnitude, signed, side = (int(bits) for bits in value)
     if not 0 <= magnitude <= signed or side < 0:
         raise ValueError(f"stored bits of {value}")

@@ -115,9 +115,7 @@ class FilterQuantizer(AllocatedQuantizer):
         if bits is None:
             return Adjustment()
         each = [bits] * len(self.bits) if isinstance(bits, int) else list(bits)
-        if len(each) != len(self.bits):
-            raise ValueError(f"{len(self.bits)} filters need as many numbers of bits, not {len(each)}")
-        new = self.bits.new_tensor([check_precision("bits", n, lowest=0) for n in each])
+        new = self._checked("bits", each)
         changed = new != self.bits
         self.scale = nn.Parameter(self._scales(new, changed), requires_grad=False)
         self.bits.copy_(new)
@@ -133,9 +131,9 @@ class FilterQuantizer(AllocatedQuantizer):
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
         bits = state.get("bits") if isinstance(state, dict) else None
-        self.bits.copy_(self._checked(bits or [self._precision] * len(self.bits)))
+        self.bits.copy_(self._checked("bits of a filter in the checkpoint", bits or [self._precision] * len(self.bits)))
 
-    def _checked(self, bits: Sequence[int]) -> Tensor:
+    def _checked(self, what: str, bits: Sequence[int]) -> Tensor:
         if len(bits) != len(self.bits):
-            raise ValueError(f"the checkpoint has bits of {len(bits)} filters, the tensor {len(self.bits)}")
-        return self.bits.new_tensor([check_precision("bits of a filter in the checkpoint", n, lowest=0) for n in bits])
+            raise ValueError(f"{what}: {len(self.bits)} filters need as many numbers, not {len(bits)}")
+        return self.bits.new_tensor([check_precision(what, n, lowest=0) for n in bits])

@@ -9,7 +9,7 @@ from typing import Any
 
 from bsq_lightning.reports.settings import Setting, is_number, read_setting
 from bsq_lightning.run_folder import RunFolder
-from bsq_lightning.scheme import LayerScheme, Scheme
+from bsq_lightning.scheme import LayerScheme, Scheme, stored_bits
 
 COUNTINGS = ("paper", "signed", "model")
 MAX_BITS = 16
@@ -308,7 +308,7 @@ def _adjustment(row: dict[str, Any]) -> Adjustment:
         largest_relative_change=None if change is None else float(change),
         before={name: _bits(layer["from"]) for name, layer in layers.items()},
         after={name: _bits(layer["to"]) for name, layer in layers.items()},
-        stored={name: _stored(layer["stored"]) for name, layer in layers.items() if "stored" in layer},
+        stored={name: stored_bits(layer["stored"]) for name, layer in layers.items() if "stored" in layer},
         plane_norms={name: [float(norm) for norm in layer.get("plane_norms", [])] for name, layer in layers.items()},
     )
 
@@ -319,13 +319,6 @@ def _bits(value: Any) -> int | float:
     if not 0 <= number <= MAX_BITS:
         raise ValueError(f"{value} bits")
     return int(number) if number == int(number) else number
-
-
-def _stored(value: Any) -> tuple[int, int, int]:
-    magnitude, signed, side = (int(bits) for bits in value)
-    if min(magnitude, signed, side) < 0:
-        raise ValueError(f"{value} bits")
-    return magnitude, signed, side
 
 
 def _at(content: Any, *keys: str) -> float | None:

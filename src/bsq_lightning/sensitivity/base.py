@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bsq_lightning.ops.step_search import best_candidate
+from bsq_lightning.ops.uniform import levels
 
 NamedWeights = Sequence[tuple[str, nn.Parameter]]
 Batch = Tensor | Sequence[Tensor]
@@ -70,12 +71,23 @@ def squared_errors(weights: Sequence[tuple[str, Tensor]], bits: Sequence[int]) -
     for i, (_, weight) in enumerate(weights):
         row = weight.detach().reshape(1, -1)
         for j, n in enumerate(bits):
-            if n:
-                step, error = best_candidate(row, 2**n - 1)
-                steps[i, j], errors[i, j] = step[0], error[0]
-            else:
-                errors[i, j] = row.double().square().sum()
+            error, step = row_errors(row, n)
+            errors[i, j], steps[i, j] = error[0], step[0]
     return errors, steps
+
+
+def row_errors(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """``min_step |w - w_n|^2`` of each row of ``[R, d]`` at n bits, and its step: both float64 ``[R]``, on the CPU.
+
+    Example:
+        >>> row_errors(torch.tensor([[1.0, -1.0], [0.5, 0.0]]), bits=0)[0]
+        tensor([2.0000, 0.2500], dtype=torch.float64)
+    """
+    if not bits:
+        error = rows.double().square().sum(1).cpu()
+        return error, torch.zeros_like(error)
+    step, error = best_candidate(rows, levels(bits))
+    return error.cpu(), step.cpu()
 
 
 def curvature_table(weights: NamedWeights, bits: Sequence[int], traces: Sequence[float]) -> CostTable:

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsq_lightning.ops.step_search import best_candidate
-from bsq_lightning.ops.uniform import levels
 from bsq_lightning.quantizers import WeightQuantizer
 from bsq_lightning.quantizers.allocated import AllocatedQuantizer
 from bsq_lightning.quantizers.damage import Damage, RoundingDamage
 from bsq_lightning.sensitivity.allocation import allocate
-from bsq_lightning.sensitivity.base import CostTable
+from bsq_lightning.sensitivity.base import CostTable, row_errors
 
 LEAST = 0.05  # of the Fisher estimate: what is left of a curvature whose measured damage is not positive
 
@@ -171,13 +169,13 @@ class WaterFilling:
             for place, n in enumerate(self.bits):
                 near = (now - n).abs() <= 1
                 if bool(near.any()):
-                    error = _squared_errors(weights[near.to(weights.device)], n)
+                    error, _ = row_errors(weights[near.to(weights.device)], n)
                     cost[near, place] = error * self.curvature[name][near] * torch.where(now[near] == n, self.keep, 1.0)
             if self.bits[0] == 0:  # a layer of zeros may cut the network in two
-                whole = self.curvature[name] * weights.double().square().sum(1).cpu()
-                cost[int(whole.argmax()), 0] = math.inf
-                if int(now[int(whole.argmax())]) == 0:
-                    cost[int(whole.argmax()), 1] = 0.0
+                last = int((self.curvature[name] * row_errors(weights, 0)[0]).argmax())
+                cost[last, 0] = math.inf
+                if int(now[last]) == 0:
+                    cost[last, 1] = 0.0
             names += [f"{name}[{k}]" for k in range(len(weights))]
             sizes += [weights.shape[1]] * len(weights)
             costs.append(cost)
@@ -216,11 +214,6 @@ def _rows(quantizers: Mapping[str, WeightQuantizer]) -> dict[str, AllocatedQuant
 def _mean_bits(rows: Mapping[str, AllocatedQuantizer]) -> float:
     each = [(math.prod(row.shape), row.row_bits()) for row in rows.values()]
     return sum(size * sum(bits) / len(bits) for size, bits in each) / sum(size for size, _ in each)
-
-
-def _squared_errors(weights: Tensor, bits: int) -> Tensor:
-    """``min_step |w - w_n|^2`` of each row, float64 ``[R]``, on the CPU."""
-    return (best_candidate(weights, levels(bits))[1] if bits else weights.square().sum(1)).double().cpu()
 
 
 def _curvature(measured: Damage, row: AllocatedQuantizer, images: int, share: float) -> Tensor:

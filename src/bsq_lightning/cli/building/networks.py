@@ -79,7 +79,7 @@ def build_network(
         weight=instantiate(quantizer),
         activation=instantiate(quant.activation),
         precision=quant.precision,
-        precisions=_whole_bits(scheme) if scheme else None,
+        precisions=scheme.whole_precisions() if scheme else None,
         first_last_precision=quant.first_last_precision,
         act_precision=quant.act_precision,
         skip=_present(quant.skip, cfg.model.get("shortcuts"), net),
@@ -128,13 +128,6 @@ def _begun(cfg: DictConfig, network: QuantizedNetwork, stage: str) -> QuantizedN
     if at_start := stage_settings(cfg, stage).at_start:
         instantiate(at_start)(network)
     return network
-
-
-def _whole_bits(scheme: Scheme) -> dict[str, int]:
-    mixed = [layer.name for layer in scheme.layers if not isinstance(layer.precision, int)]
-    if mixed:
-        raise ValueError(f"the scheme mixes bits inside {mixed[0]}: begin with one number for each layer")
-    return {layer.name: int(layer.precision) for layer in scheme.layers}
 
 
 def _present(patterns: Sequence[str], own: Sequence[str] | None, net: nn.Module) -> list[str]:
